@@ -348,11 +348,11 @@ def load_settings(
             be read.
     """
     environ = os.environ if environ is None else environ
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     file_values, file_problems = _from_toml(config, environ)
     env_values = _from_environ(environ)
     env_home = env_values.get("home", file_values.get("home", (DEFAULT_HOME, "")))[0]
-    home = Path(given.get("home", env_home))
+    home = Path(given["home"] if "home" in given else env_home)
     stack_values, unknown, stack_problems = _from_stack_env(home / "stack.env")
 
     merged: dict[str, Any] = {}
