@@ -1,0 +1,151 @@
+"""Every object key, in one place. Keys are relative to the store's prefix.
+
+    catalog/<hmac>                                 name -> uid, sealed
+    realm/<kind>/<name hex>                        identity records, sealed
+    results/<request id hex>                       results too large for a record, sealed
+    <uid>/keys/envelope/<epoch>                    KMS envelope of a KEK
+    <uid>/keys/tag                                 wrapped TAG
+    <uid>/keys/dek/<generation>                    wrapped DEK
+    <uid>/keys/ingest/<day>                        wrapped INGEST key pair
+    <uid>/keys/users/<hmac>                        user key records
+    <uid>/packs/<uid>                              sealed contents of a micro-batch
+    <uid>/bodies/<uid>                             an index-update body too large for a record
+    <uid>/shards/<n>/head                          the shard's only mutable object
+    <uid>/shards/<n>/segments/<uid>
+    <uid>/shards/<n>/deletes/<uid>
+    <uid>/shards/<n>/centroids/<uid>
+
+Index names, document ids and words stand nowhere: uids are random, the rest is HMACs and numbers.
+"""
+
+from __future__ import annotations
+
+_UID_BYTES = 16
+
+
+def catalog(name_hmac: bytes) -> str:
+    """Return the key of a catalog entry; `name_hmac` = HMAC(realm root, index name)."""
+    if len(name_hmac) < _UID_BYTES:
+        raise ValueError("a catalog entry is named by an HMAC of at least 16 bytes")
+    return f"catalog/{name_hmac.hex()}"
+
+
+def catalog_prefix() -> str:
+    """Return the prefix of all catalog entries."""
+    return "catalog/"
+
+
+def realm(kind: str, name: bytes | None = None) -> str:
+    """Return the key of a realm record: a single one of its `kind`, or the one called `name`."""
+    if not kind.replace("-", "").isalnum() or not kind.isascii():
+        raise ValueError("a kind of realm record is letters, digits and dashes")
+    return f"realm/{kind}" if name is None else f"realm/{kind}/{name.hex()}"
+
+
+def result(request_id: bytes) -> str:
+    """Return the key of a sealed result that does not fit a record."""
+    return f"results/{_uid(request_id)}"
+
+
+def index_prefix(uid: bytes) -> str:
+    """Return the prefix of everything that belongs to an index."""
+    return f"{_uid(uid)}/"
+
+
+def envelope(uid: bytes, epoch: int = 0) -> str:
+    """Return the key of the KMS envelope of the KEK of `epoch`."""
+    return f"{_uid(uid)}/keys/envelope/{_number(epoch)}"
+
+
+def tag(uid: bytes) -> str:
+    """Return the key of the wrapped TAG key."""
+    return f"{_uid(uid)}/keys/tag"
+
+
+def dek(uid: bytes, generation: int) -> str:
+    """Return the key of the wrapped DEK of `generation`."""
+    return f"{_uid(uid)}/keys/dek/{_number(generation)}"
+
+
+def ingest_key(uid: bytes, day: int) -> str:
+    """Return the key of the wrapped INGEST key pair of `day` (days since 1970)."""
+    return f"{_uid(uid)}/keys/ingest/{_number(day)}"
+
+
+def user_key(uid: bytes, user_hmac: bytes) -> str:
+    """Return the key of a user key record; `user_hmac` stands for the user id."""
+    return f"{_uid(uid)}/keys/users/{user_hmac.hex()}"
+
+
+def keys_prefix(uid: bytes) -> str:
+    """Return the prefix of all key records of an index."""
+    return f"{_uid(uid)}/keys/"
+
+
+def pack(uid: bytes, pack_uid: bytes) -> str:
+    """Return the key of a pack of sealed contents."""
+    return f"{_uid(uid)}/packs/{_uid(pack_uid)}"
+
+
+def packs_prefix(uid: bytes) -> str:
+    """Return the prefix of all packs of an index."""
+    return f"{_uid(uid)}/packs/"
+
+
+def body(uid: bytes, body_uid: bytes) -> str:
+    """Return the key of an index-update body that does not fit a record."""
+    return f"{_uid(uid)}/bodies/{_uid(body_uid)}"
+
+
+def shard_prefix(uid: bytes, shard: int) -> str:
+    """Return the prefix of everything that belongs to a shard."""
+    return f"{_uid(uid)}/shards/{_number(shard)}/"
+
+
+def head(uid: bytes, shard: int) -> str:
+    """Return the key of a shard's head."""
+    return f"{shard_prefix(uid, shard)}head"
+
+
+def segment(uid: bytes, shard: int, segment_uid: bytes) -> str:
+    """Return the key of a segment."""
+    return f"{shard_prefix(uid, shard)}segments/{_uid(segment_uid)}"
+
+
+def segments_prefix(uid: bytes, shard: int) -> str:
+    """Return the prefix of a shard's segments."""
+    return f"{shard_prefix(uid, shard)}segments/"
+
+
+def deletes(uid: bytes, shard: int, deletes_uid: bytes) -> str:
+    """Return the key of a deletion bitmap."""
+    return f"{shard_prefix(uid, shard)}deletes/{_uid(deletes_uid)}"
+
+
+def centroids(uid: bytes, shard: int, epoch_uid: bytes) -> str:
+    """Return the key of the centroids of a training epoch."""
+    return f"{shard_prefix(uid, shard)}centroids/{_uid(epoch_uid)}"
+
+
+def last_uid(key: str) -> bytes:
+    """Return the uid that a listed segment, pack, deletes or body key ends with.
+
+    Raises:
+        ValueError: the key does not end with 16 bytes of hex.
+    """
+    name = key.rpartition("/")[2]
+    uid = bytes.fromhex(name)
+    _uid(uid)
+    return uid
+
+
+def _uid(uid: bytes) -> str:
+    if len(uid) != _UID_BYTES:
+        raise ValueError("a uid has 16 bytes")
+    return bytes(uid).hex()
+
+
+def _number(number: int) -> str:
+    if number < 0:
+        raise ValueError("a number in an object key is not negative")
+    return str(number)
