@@ -1,0 +1,91 @@
+"""The one table of HPKE `info` strings and signature domains.
+
+Base-mode HPKE says nothing about its sender and takes no associated data here, so everything a
+message depends on goes into `info`; a ciphertext or signature made for one line of this table never
+opens or verifies on another. Context parts are passed in the order shown.
+
+HPKE (`info(Info.X, *context)`):
+
+    name           sealed to             plaintext                   context
+    CREDENTIAL     key service           credential in `auth.sealed` index name
+    INGEST_VALUE   index's ingest key    plaintext-ingest value      index name, key id
+    QUERY_VALUE    index's query key     query-request value         index name, key id
+    UPDATE         index's update key    key of an update batch      index uid, shard, generation
+    PACK           index's object key    key of a pack's records     index uid, generation, pack uid
+    VOCABULARY     index's query key     words of a vocabulary       index uid, generation
+    KEY_REQUEST    key service           lp(body, worker signature)  worker id
+    KEY_GRANT      worker's one-time key subkeys                     clear header
+    OBJECT_KEYS    worker's one-time key object keys of a batch      clear header
+    ADMIN_REQUEST  key service           admin-request               (none)
+    ADMIN_RESULT   caller's reply key    admin-result                request id
+    QUERY_RESULT   caller's reply key    query-result                request id
+    INGEST_RESULT  producer's reply key  ingest-result               index name, id
+
+Signatures (`SigningKey.sign(Info.X, *parts)`):
+
+    name            signed by                    parts
+    MESSAGE         caller's session key         topic, key, value (`sealstream-sig`)
+    KEY_REQUEST     worker                       body
+    KEY_GRANT       key service                  clear header, sealed subkeys
+    CERTIFICATE     key service                  encoded certificate
+    DIRECTORY       key service                  topic key, encoded record
+    REVOCATION      key service                  topic key, encoded record
+    ENVELOPE        key service                  encoded KMS envelope
+    AUDIT           key service                  checkpoint: instance, seq, chain hash
+    ADMIN_RESULT    key service                  encoded result
+    UPDATE          ingest worker or key service envelope fields, sha256 of the body
+    INDEX_EVENT     index worker                 topic key, encoded event
+    HEAD            index worker                 index uid, shard, sealed head
+    INGEST_RESULT   ingest or index worker       topic key, encoded result
+    QUERY_RESULT    query worker                 request id, encoded result
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum, unique
+
+from workers.crypto.lp import Part, lp
+
+_PREFIX = lp("sealstream/1")
+
+
+@unique
+class Info(StrEnum):
+    """A message type; see the table above for who seals or signs what, over which context."""
+
+    CREDENTIAL = "credential"
+    INGEST_VALUE = "ingest-value"
+    QUERY_VALUE = "query-value"
+    UPDATE = "update"
+    PACK = "pack"
+    VOCABULARY = "vocabulary"
+    KEY_REQUEST = "key-request"
+    KEY_GRANT = "key-grant"
+    OBJECT_KEYS = "object-keys"
+    ADMIN_REQUEST = "admin-request"
+    ADMIN_RESULT = "admin-result"
+    QUERY_RESULT = "query-result"
+    INGEST_RESULT = "ingest-result"
+    MESSAGE = "message"
+    CERTIFICATE = "certificate"
+    DIRECTORY = "directory"
+    REVOCATION = "revocation"
+    ENVELOPE = "envelope"
+    AUDIT = "audit"
+    INDEX_EVENT = "index-event"
+    HEAD = "head"
+
+
+def info(kind: Info, *context: Part) -> bytes:
+    """Build the HPKE `info` of a message type.
+
+    Args:
+        kind: the message type.
+        context: what the message is bound to, in the order of the table.
+    """
+    return _PREFIX + lp("hpke", kind, *context)
+
+
+def signed_bytes(kind: Info, *parts: Part) -> bytes:
+    """Build the bytes that a signature of this domain covers."""
+    return _PREFIX + lp("sign", kind, *parts)
