@@ -21,6 +21,7 @@ import orjson
 
 from schemas.errors import ErrorCode
 from schemas.errors import InvalidMessage as InvalidMessage
+from schemas.ids import PATTERN_WORDS
 from schemas.index import MAX_MESSAGE_BYTES
 from schemas.message import Answer, Request
 from schemas.sealed import SealedValue as SealedValue
@@ -251,11 +252,14 @@ def join(path: str | None, step: str | None) -> str:
 
 
 def _expectation(text: str) -> str:
+    for pattern, words in PATTERN_WORDS.items():
+        if f"regex {pattern!r}" in text:
+            return f"must be {words}"
     if text.startswith("Expected `"):
         wanted = text[len("Expected `") :].split("`", 1)[0]
         kinds = [_TYPES[k] for k in wanted.split(" | ") if k in _TYPES]
         rule = text.partition("` ")[2].partition(" - at ")[0]
-        if kinds and rule.startswith(("matching", "of length", ">=", "<=", "<", ">")):
+        if kinds and rule.startswith(("of length", ">=", "<=", "<", ">")):
             return f"must be {' or '.join(kinds)} {rule}"
         if kinds:
             return f"must be {' or '.join(kinds)}"

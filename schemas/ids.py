@@ -40,6 +40,16 @@ HEX16_PATTERN: Final = "^[0-9a-f]{32}" + _END
 HEX32_PATTERN: Final = "^[0-9a-f]{64}" + _END
 WORKER_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}" + _END
 
+PATTERN_WORDS: Final = {
+    INDEX_PATTERN: "an index name: 1 to 128 characters of a-z 0-9 . _ / -, "
+    "the first a letter or a digit",
+    UUID_PATTERN: "a UUID of 8-4-4-4-12 hex digits",
+    HEX16_PATTERN: "32 lower-case hex digits",
+    HEX32_PATTERN: "64 lower-case hex digits",
+    WORKER_PATTERN: "a worker id: 1 to 128 characters of A-Z a-z 0-9 . _ -",
+}
+"""What a value that does not match is told."""
+
 IndexField = Annotated[
     IndexName, Meta(pattern=INDEX_PATTERN, max_length=128, description="Name of the index.")
 ]
@@ -72,11 +82,7 @@ def check_index_name(name: str, field: str = "index") -> IndexName:
         InvalidMessage: not `[a-z0-9][a-z0-9._/-]{0,127}`.
     """
     if not _index_match(name):
-        raise InvalidMessage(
-            "an index name is 1 to 128 characters of a-z 0-9 . _ / - "
-            "and begins with a letter or a digit",
-            field,
-        )
+        raise InvalidMessage(f"must be {PATTERN_WORDS[INDEX_PATTERN]}", field)
     return IndexName(name)
 
 
@@ -107,7 +113,7 @@ def check_uuid(value: str, field: str) -> str:
         InvalidMessage: not a UUID of 8-4-4-4-12 hex digits.
     """
     if not _uuid_match(value):
-        raise InvalidMessage("must be a UUID of 8-4-4-4-12 hex digits", field)
+        raise InvalidMessage(f"must be {PATTERN_WORDS[UUID_PATTERN]}", field)
     return value
 
 

@@ -194,7 +194,7 @@ QUERY_KINDS: Final = (
     IdsQuery,
     CountQuery,
 )
-_KINDS: Final[dict[str, Any]] = {kind.key: kind for kind in QUERY_KINDS}
+_KINDS: Final[dict[str, type[QueryKind]]] = {kind.key: kind for kind in QUERY_KINDS}
 
 if TYPE_CHECKING:
     Query: TypeAlias = (
@@ -363,8 +363,7 @@ def _read_query(value: Any) -> QueryKind:
     kinds = [kind for key, kind in _KINDS.items() if key in value]
     if len(kinds) != 1:
         raise InvalidMessage(f"must have exactly one of {', '.join(_KINDS)}")
-    found: QueryKind = codec.convert(kinds[0], value)
-    return found
+    return codec.convert(kinds[0], value)
 
 
 codec.register(QueryKind, _read_query)
