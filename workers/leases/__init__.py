@@ -1,0 +1,1 @@
+"""How workers come by keys: identities, the key directory, requests, grants, leases."""

@@ -1,0 +1,140 @@
+"""What proves that a caller may ask: sealed credentials, signatures of messages, sealed values.
+
+`auth.sealed` = base64 of HPKE(key service; info = CREDENTIAL, index name or "") of the JSON of a
+`Credential`. A message that shows it carries the header `sealstream-sig`: the 64 bytes of the
+Ed25519 signature by the session key (`cnf`) over (topic, key, value), topic and value as they are
+in Kafka (with prefix; sealed, if sealed). A copied credential is useless without that key.
+
+A sealing producer may add the header `sealstream-auth`: its `auth.sealed` once more, outside of the
+sealed value. It says nothing to who cannot open it, and lets a worker name a caller before it can
+open the message: needed only where the key service has no index key without a caller (provider
+`none` after a restart).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from schemas.auth import Auth, Credential
+from schemas.codec import InvalidMessage, decode, encode
+from schemas.errors import ErrorCode
+from schemas.sealed import SealedValue
+from schemas.values import encode_base64
+from workers.crypto.errors import CryptoError
+from workers.crypto.hpke import HpkePrivateKey, HpkePublicKey, key_id
+from workers.crypto.info import Info, info
+from workers.crypto.sign import SigningKey, VerifyKey
+from workers.errors import Reject
+
+HEADER_AUTH: Final = "sealstream-auth"
+
+
+def seal_credential(service: HpkePublicKey, credential: Credential) -> Auth:
+    """Seal a credential to the key service.
+
+    Args:
+        service: `KeyDirectory.key_service.hpke_pub`.
+        credential: its `index` is what it will be good for; None for requests that name none.
+    """
+    context = info(Info.CREDENTIAL, credential.index or "")
+    return Auth(sealed=encode_base64(service.seal(context, encode(credential))))
+
+
+def open_credential(keys: list[HpkePrivateKey], sealed: bytes, index: str) -> Credential:
+    """Open a sealed credential.
+
+    Args:
+        keys: private keys of the key service, newest first.
+        sealed: the ciphertext.
+        index: name of the index it is shown for; "" for requests that name none.
+
+    Raises:
+        Reject: UNAUTHENTICATED, it does not open for this index; INVALID_MESSAGE.
+    """
+    for key in keys:
+        try:
+            plaintext = key.open(info(Info.CREDENTIAL, index), sealed)
+        except CryptoError:
+            continue
+        try:
+            credential = decode(Credential, plaintext)
+        except InvalidMessage as error:
+            raise Reject(
+                error.code, error.message, field=f"auth.{error.field}" if error.field else "auth"
+            ) from None
+        if (credential.index or "") != index:
+            raise Reject(ErrorCode.FORBIDDEN, "the credential is for another index", field="auth")
+        return credential
+    raise Reject(
+        ErrorCode.UNAUTHENTICATED,
+        "the credential does not open: sealed for another index, or to a key that is gone;"
+        " read key-directory anew and seal again",
+        field="auth.sealed",
+    )
+
+
+def sign_message(session: SigningKey, topic: str, key: bytes | None, value: bytes) -> bytes:
+    """Return the value of the header `sealstream-sig`.
+
+    Args:
+        session: the key whose public half is the credential's `cnf`.
+        topic: with prefix.
+        key: of the record, as it will be produced.
+        value: of the record, as it will be produced.
+    """
+    return session.sign(Info.MESSAGE, topic, key or b"", value)
+
+
+def verify_message(
+    cnf: bytes, signature: bytes | None, topic: str, key: bytes | None, value: bytes
+) -> None:
+    """Check the header `sealstream-sig` of a message whose credential names `cnf`.
+
+    Raises:
+        Reject: UNAUTHENTICATED, no signature or not by that key over this record.
+    """
+    if signature is None:
+        raise Reject(
+            ErrorCode.UNAUTHENTICATED,
+            "a sealed credential needs the header sealstream-sig",
+            field="auth.sealed",
+        )
+    try:
+        VerifyKey(cnf).verify(signature, Info.MESSAGE, topic, key or b"", value)
+    except CryptoError as error:
+        raise Reject(
+            ErrorCode.UNAUTHENTICATED,
+            "the message is not signed by the credential's session key",
+            field="auth.sealed",
+        ) from error
+
+
+def seal_value(kind: Info, public: HpkePublicKey, index: str, message: bytes) -> bytes:
+    """Seal a message to an index: the value of a `application/vnd.sealstream.sealed` record.
+
+    Args:
+        kind: `Info.INGEST_VALUE` with `IndexEntry.ingest_pub`, `Info.QUERY_VALUE` with
+            `IndexEntry.query_pub`.
+        public: the index's key.
+        index: its name.
+        message: the JSON message, its credential inside.
+    """
+    name = key_id(public)
+    sealed = public.seal(info(kind, index, name), message)
+    return encode(SealedValue.of(sealed, key_id=name, suite=public.suite, index=index))
+
+
+def open_value(kind: Info, private: HpkePrivateKey, value: SealedValue) -> bytes:
+    """Open a sealed message; the inverse of `seal_value`.
+
+    Raises:
+        Reject: INVALID_MESSAGE, no index named, or it does not open.
+    """
+    if value.index is None:
+        raise Reject(ErrorCode.INVALID_MESSAGE, "a sealed value names its index", field="index")
+    try:
+        return private.open(info(kind, value.index, value.key_id_bytes()), value.ciphertext())
+    except CryptoError as error:
+        raise Reject(
+            ErrorCode.INVALID_MESSAGE, "the sealed value does not open", field="sealed"
+        ) from error

@@ -1,0 +1,590 @@
+"""Ask the key service, hold what it grants, renew it, wipe it.
+
+One `LeaseHolder` per worker process. Invariants:
+- Keys live in memory only and end with their lease; renewal starts at two thirds of its life.
+- One request at a time per index and kind of lease: who comes meanwhile shares the answer.
+- Decisions are reused for at most `decision_cache_s`, by the hash of the credential; refusals are
+  not reused, so that an index that was created just now is known at once.
+- Only a grant that answers an outstanding request, as asked, is taken (`grant.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+from weakref import WeakValueDictionary
+
+import msgspec
+import structlog
+
+from schemas.auth import Auth, Scope
+from schemas.errors import ErrorCode
+from schemas.sealed import SealedValue
+from schemas.topics import KEY_GRANT, KEY_REQUEST, with_prefix
+from workers.crypto.derive import Purpose
+from workers.crypto.hpke import HpkePrivateKey, HpkeSuite, key_id
+from workers.crypto.info import Info
+from workers.crypto.lp import lp
+from workers.crypto.secret import SecretBytes
+from workers.errors import Fatal, Reject, Retry, SealstreamError
+from workers.kafka.broker import TP, Broker, Producer, TopicReader
+from workers.leases.certificate import CLOCK_SKEW_S, Clock, Role, WorkerIdentity
+from workers.leases.credential import open_value, verify_message
+from workers.leases.directory import KeyDirectory
+from workers.leases.grant import (
+    DecisionPayload,
+    GrantHeader,
+    LeasePayload,
+    ObjectsPayload,
+    Pending,
+    SignedGrant,
+    open_grant,
+    verify_grant,
+)
+from workers.leases.lease import (
+    INTAKE_PURPOSES,
+    ROLE_PURPOSES,
+    Decision,
+    Lease,
+    ObjectRequest,
+    build_lease,
+)
+from workers.leases.request import (
+    MAX_OBJECTS,
+    MAX_REQUEST_LIFE_MS,
+    VERSION,
+    Caller,
+    Kind,
+    ObjectItem,
+    RequestBody,
+    seal_request,
+)
+from workers.settings import Settings
+
+__all__ = ["Decision", "Lease", "LeaseHolder", "ObjectRequest", "Purpose"]
+
+log = structlog.get_logger("leases.holder")
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+ASK_TIMEOUT_S: Final = 10.0
+RENEW_AT: Final = 2 / 3
+# A lease that nothing has used for so long is not renewed.
+IDLE_S: Final = 900.0
+_RETRY_S: Final = 5.0
+_TICK_S: Final = 1.0
+_POLL_S: Final = 1.0
+_MAX_DECISIONS: Final = 10_000
+# Keeps a batch of object requests well below the largest record.
+_MAX_OBJECT_BYTES: Final = 300_000
+
+SUITES: Final = {
+    "mlkem768-x25519": HpkeSuite.MLKEM768_X25519,
+    "x25519": HpkeSuite.X25519,
+}
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """A lease in use, and what its renewal needs."""
+
+    lease: Lease
+    caller: Caller | None
+    used_s: float
+    not_before_s: float = 0.0
+    renewing: asyncio.Task[None] | None = None
+
+
+class LeaseHolder:
+    """A worker's keys and what it knows about callers. Use one per process.
+
+    Order: `await directory.start()`, `await holder.start()`, ..., `await holder.stop()`.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        identity: WorkerIdentity,
+        directory: KeyDirectory,
+        settings: Settings,
+        *,
+        clock: Clock = time.time,
+        ask_timeout_s: float = ASK_TIMEOUT_S,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            broker: where to ask.
+            identity: who asks.
+            directory: whom to ask; started and stopped by the caller.
+            settings: suite, life of leases and decisions, whether clear tokens are accepted.
+            clock: seconds since 1970.
+            ask_timeout_s: seconds to wait for an answer of the key service.
+        """
+        self._broker = broker
+        self._identity = identity
+        self._directory = directory
+        self._settings = settings
+        self._clock = clock
+        self._ask_timeout_s = ask_timeout_s
+        self._requests = with_prefix(settings.topic_prefix, KEY_REQUEST)
+        self._grants = with_prefix(settings.topic_prefix, KEY_GRANT)
+        self._suite = SUITES[settings.hpke_suite]
+        self._partition = 0
+        self._producer: Producer | None = None
+        self._reader: TopicReader | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._outstanding: dict[bytes, asyncio.Future[SignedGrant]] = {}
+        self._held: dict[bytes, _Held] = {}
+        self._uids: dict[str, bytes] = {}
+        self._retired: list[Lease] = []
+        self._decisions: OrderedDict[bytes, Decision] = OrderedDict()
+        self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+        self.refused = 0
+
+    @property
+    def role(self) -> Role:
+        """The role in this worker's certificate."""
+        return self._identity.role
+
+    async def start(self) -> None:
+        """Begin to listen for grants; returns when none can be missed. Raises Retry, Fatal."""
+        count = await self._broker.partitions(self._grants)
+        if count == 0:
+            raise Retry(ErrorCode.KEY_UNAVAILABLE, "the topic key-grant does not exist")
+        digest = hashlib.sha256(self._identity.worker_id.encode()).digest()
+        self._partition = int.from_bytes(digest[:8], "big") % count
+        self._reader = self._broker.topic_reader([TP(self._grants, self._partition)], start="end")
+        await self._reader.start()
+        self._producer = await self._broker.producer(linger_ms=0)
+        self._tasks = [
+            asyncio.create_task(self._listen(self._reader), name="key-grants"),
+            asyncio.create_task(self._keep(), name="key-renewals"),
+        ]
+
+    async def stop(self) -> None:
+        """Stop listening and wipe everything."""
+        tasks = [*self._tasks, *(h.renewing for h in self._held.values() if h.renewing)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks = []
+        if self._reader is not None:
+            await self._reader.stop()
+        if self._producer is not None:
+            await self._producer.stop()
+        for lease in (*(h.lease for h in self._held.values()), *self._retired):
+            lease.wipe()
+        self._held.clear()
+        self._uids.clear()
+        self._retired.clear()
+        self._decisions.clear()
+
+    async def lease(
+        self, index: str | None, *, uid: bytes | None = None, auth: Auth | None = None
+    ) -> Lease:
+        """Return the keys of an index for this worker's role.
+
+        Args:
+            index: its name; or None and `uid`.
+            uid: 16 bytes.
+            auth: credential of a caller, already accepted by `decide`. Without it an ingest or
+                query worker gets the lease it has, or else one with the intake key only.
+
+        Raises:
+            Reject: UNKNOWN_INDEX, UNAUTHENTICATED, FORBIDDEN, WRONG_KEY, EXPIRED; Damaged.
+            Retry: KEY_UNAVAILABLE.
+        """
+        found = self._current(index, uid, full=auth is not None)
+        if found is not None:
+            return found.lease
+        async with self._lock(lp("lease", index or "", uid or b"")):
+            found = self._current(index, uid, full=auth is not None)
+            if found is not None:
+                return found.lease
+            return (await self._acquire(index, uid, _caller(auth))).lease
+
+    async def open_value(
+        self, kind: Info, value: SealedValue, *, auth: Auth | None = None
+    ) -> bytes:
+        """Open a sealed message of this worker's input topic.
+
+        Args:
+            kind: `Info.INGEST_VALUE` or `Info.QUERY_VALUE`.
+            value: as decoded.
+            auth: the credential of the header `sealstream-auth`, if the message has one.
+
+        Returns:
+            The JSON message, whose own credential is still to be decided.
+
+        Raises:
+            Reject: EXPIRED, sealed to a key that is not kept; INVALID_MESSAGE; and as `lease`.
+            Retry: as `lease`.
+        """
+        if value.index is None:
+            raise Reject(ErrorCode.INVALID_MESSAGE, "a sealed value names its index", field="index")
+        lease = await self.lease(value.index, auth=auth)
+        wanted = value.key_id_bytes()
+        if not lease.has_intake_key(wanted):
+            lease = await self._with_intake_key(lease, wanted)
+        return open_value(kind, lease.intake_key(wanted), value)
+
+    async def decide(
+        self,
+        index: str,
+        auth: Auth,
+        *,
+        signature: bytes | None = None,
+        signed: tuple[str, bytes | None, bytes] | None = None,
+        message_id: str | None = None,
+        issued_ms: int | None = None,
+    ) -> Decision:
+        """Find out who a caller is and what they may do; check that the message is theirs.
+
+        Args:
+            index: the index the message names.
+            auth: its credential.
+            signature: its header `sealstream-sig`.
+            signed: topic, key and value of its record, as read.
+            message_id: as in the message; needed with a sealed credential.
+            issued_ms: as in the message; needed with a sealed credential.
+
+        Raises:
+            Reject: UNKNOWN_INDEX, UNAUTHENTICATED, FORBIDDEN, WRONG_KEY, EXPIRED, INVALID_MESSAGE.
+            Retry: KEY_UNAVAILABLE.
+        """
+        self._check_form(auth, message_id, issued_ms)
+        name = hashlib.sha256(lp(index, auth.sealed or "", auth.token or "")).digest()
+        decision = self._decided(name)
+        if decision is None:
+            async with self._lock(name):
+                decision = self._decided(name) or await self._ask_decision(name, index, auth)
+        if auth.sealed is not None:
+            if decision.cnf is None or signed is None:
+                raise Reject(ErrorCode.UNAUTHENTICATED, "a sealed credential names no session key")
+            verify_message(decision.cnf, signature, *signed)
+        return decision
+
+    async def open_objects(
+        self, lease: Lease, auth: Auth, items: Sequence[ObjectRequest]
+    ) -> list[SecretBytes | None]:
+        """Return the object keys of the records the caller may read; None for the others.
+
+        Args:
+            lease: of the index the records belong to.
+            auth: the caller, already accepted by `decide`.
+            items: any number; asked for in batches.
+
+        Raises:
+            Reject: as `decide`; Damaged, a record does not open.
+            Retry: KEY_UNAVAILABLE.
+        """
+        keys: list[SecretBytes | None] = []
+        for batch in _batches(items):
+            packs = list(dict.fromkeys(item.pack_key for item in batch))
+            numbers = {pack: number for number, pack in enumerate(packs)}
+            objects = [
+                ObjectItem(
+                    item.object_id,
+                    item.generation,
+                    item.sealed_sha256,
+                    item.record,
+                    numbers[item.pack_key],
+                )
+                for item in batch
+            ]
+            _, payload = await self._ask(
+                ObjectsPayload,
+                kind="objects",
+                index=lease.index,
+                uid=lease.uid,
+                caller=_caller(auth),
+                objects=objects,
+                pack_keys=packs,
+            )
+            if len(payload.keys) != len(batch):
+                raise Reject(ErrorCode.UNAUTHENTICATED, "the grant is for other objects")
+            keys += [None if key is None else SecretBytes(key) for key in payload.keys]
+        return keys
+
+    async def tick(self) -> None:
+        """Wipe what has ended and start the renewals that are due. Called every second."""
+        now = self._clock()
+        for lease in [lease for lease in self._retired if lease.expires_s <= now]:
+            lease.wipe()
+            self._retired.remove(lease)
+        for held in list(self._held.values()):
+            lease = held.lease
+            if lease.expires_s <= now:
+                self._drop(held)
+            elif (
+                now >= lease.issued_s + RENEW_AT * (lease.expires_s - lease.issued_s)
+                and now >= held.not_before_s
+                and now - held.used_s < IDLE_S
+                and (held.renewing is None or held.renewing.done())
+            ):
+                held.renewing = asyncio.create_task(self._renew(held), name="key-renewal")
+        for name in [n for n, d in self._decisions.items() if d.expires_s <= now]:
+            del self._decisions[name]
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            await self.tick()
+
+    async def _renew(self, held: _Held) -> None:
+        lease = held.lease
+        try:
+            await self._acquire(lease.index, lease.uid, held.caller if lease.full else None)
+        except Retry:
+            held.not_before_s = self._clock() + _RETRY_S
+        except Reject as error:
+            log.warning("lease not renewed", code=error.code.value)
+            held.not_before_s = lease.expires_s
+            if error.code is ErrorCode.UNKNOWN_INDEX:
+                self._drop(held)
+
+    def _drop(self, held: _Held) -> None:
+        lease = held.lease
+        lease.wipe()
+        if self._held.get(lease.uid) is held:
+            del self._held[lease.uid]
+            self._uids.pop(lease.index, None)
+
+    async def _with_intake_key(self, lease: Lease, wanted: bytes) -> Lease:
+        """Renew a lease when the directory names an intake key that is newer than it."""
+        await self._directory.refresh()
+        entry = self._directory.find(lease.index)
+        publics = (*entry.ingest_pubs, entry.query_pub) if entry else ()
+        if wanted not in map(key_id, publics):
+            return lease
+        async with self._lock(lp("lease", lease.index, b"")):
+            held = self._held.get(lease.uid)
+            if held is not None and held.lease is not lease:
+                return held.lease
+            caller = held.caller if held is not None and lease.full else None
+            return (await self._acquire(lease.index, lease.uid, caller)).lease
+
+    def _current(self, index: str | None, uid: bytes | None, *, full: bool) -> _Held | None:
+        """Return what is held and still good, and count it as used."""
+        wanted = uid if uid is not None else self._uids.get(index or "")
+        held = self._held.get(wanted) if wanted is not None else None
+        if held is None:
+            return None
+        lease = held.lease
+        if lease.expires_s <= self._clock() or self._superseded(lease):
+            self._drop(held)
+            return None
+        if full and not lease.full:
+            return None
+        held.used_s = self._clock()
+        return held
+
+    def _superseded(self, lease: Lease) -> bool:
+        """Tell whether the directory says that the name was deleted or is another index now."""
+        if self._directory.version(lease.index) <= lease.directory_version:
+            return False
+        entry = self._directory.find(lease.index)
+        return entry is None or entry.uid != lease.uid
+
+    async def _acquire(self, index: str | None, uid: bytes | None, caller: Caller | None) -> _Held:
+        full = caller is not None or self.role == "index"
+        purposes = (ROLE_PURPOSES if full else INTAKE_PURPOSES)[self.role]
+        header, payload = await self._ask(
+            LeasePayload,
+            kind="lease",
+            index=index or "",
+            uid=uid or b"",
+            purposes=sorted(purposes),
+            caller=caller,
+        )
+        lease = self._lease(header, payload, full=full)
+        if (uid is not None and lease.uid != uid) or (index is not None and lease.index != index):
+            lease.wipe()
+            raise Reject(ErrorCode.UNAUTHENTICATED, "the grant is for another index")
+        if lease.purposes != purposes:
+            lease.wipe()
+            raise Reject(ErrorCode.UNAUTHENTICATED, "the grant carries other keys than asked for")
+        return self._keep_lease(lease, caller)
+
+    def _lease(self, header: GrantHeader, payload: LeasePayload, *, full: bool) -> Lease:
+        now = self._clock()
+        life_s = min(header.expires_ms / 1000 - now, self._settings.lease_s)
+        try:
+            return build_lease(
+                payload,
+                role=self.role,
+                generation=header.generation,
+                issued_s=now,
+                expires_s=now + life_s,
+                full=full,
+            )
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise Reject(ErrorCode.UNAUTHENTICATED, "the grant is malformed") from error
+
+    def _keep_lease(self, lease: Lease, caller: Caller | None) -> _Held:
+        before = self._held.get(lease.uid)
+        used_s = before.used_s if before is not None else self._clock()
+        if before is not None and before.lease.full and not lease.full:
+            # Never replace keys by fewer: this one serves its caller and ends.
+            self._retired.append(lease)
+            return _Held(lease, caller, used_s)
+        held = _Held(lease, caller, max(used_s, lease.issued_s) if before is None else used_s)
+        if before is not None:
+            self._retired.append(before.lease)
+        self._held[lease.uid] = held
+        self._uids[lease.index] = lease.uid
+        return held
+
+    def _check_form(self, auth: Auth, message_id: str | None, issued_ms: int | None) -> None:
+        if auth.sealed is None:
+            if not self._settings.allow_plain_credentials:
+                raise Reject(
+                    ErrorCode.UNAUTHENTICATED,
+                    "tokens in clear are not accepted here: send auth.sealed",
+                    field="auth.token",
+                )
+            return
+        for name, value in (("message_id", message_id), ("issued_ms", issued_ms)):
+            if value is None:
+                raise Reject(ErrorCode.INVALID_MESSAGE, "is required with auth.sealed", field=name)
+        if issued_ms is not None and issued_ms > (self._clock() + CLOCK_SKEW_S) * 1000:
+            raise Reject(
+                ErrorCode.UNAUTHENTICATED, "issued in the future: set the clock", field="issued_ms"
+            )
+
+    def _decided(self, name: bytes) -> Decision | None:
+        decision = self._decisions.get(name)
+        if decision is None or decision.expires_s <= self._clock():
+            return None
+        self._decisions.move_to_end(name)
+        return decision
+
+    async def _ask_decision(self, name: bytes, index: str, auth: Auth) -> Decision:
+        _, payload = await self._ask(
+            DecisionPayload, kind="decision", index=index, caller=_caller(auth)
+        )
+        expires_s = min(payload.expires_ms / 1000, self._clock() + self._settings.decision_cache_s)
+        decision = Decision(
+            caller=payload.caller,
+            index=index,
+            groups=tuple(payload.groups),
+            default_group=payload.default_group,
+            scopes=frozenset(Scope(scope) for scope in payload.scopes),
+            cnf=payload.cnf,
+            expires_s=expires_s,
+        )
+        self._decisions[name] = decision
+        while len(self._decisions) > _MAX_DECISIONS:
+            self._decisions.popitem(last=False)
+        return decision
+
+    async def _ask(
+        self,
+        payload_type: type[T],
+        *,
+        kind: Kind,
+        index: str = "",
+        uid: bytes = b"",
+        purposes: Sequence[str] = (),
+        caller: Caller | None = None,
+        objects: Sequence[ObjectItem] = (),
+        pack_keys: Sequence[bytes] = (),
+    ) -> tuple[GrantHeader, T]:
+        """Send one request and return the header and payload of its grant."""
+        if self._producer is None:
+            raise RuntimeError("the lease holder is not started")
+        self._check_listening()
+        service = self._directory.key_service
+        ephemeral = HpkePrivateKey.generate(self._suite)
+        now_ms = int(self._clock() * 1000)
+        body = RequestBody(
+            v=VERSION,
+            kind=kind,
+            request_id=os.urandom(16),
+            worker_id=self._identity.worker_id,
+            certificate=self._identity.certificate.encoded,
+            reply_partition=self._partition,
+            index=index,
+            uid=uid,
+            generation=0,
+            purposes=list(purposes),
+            ephemeral=ephemeral.public.encode(),
+            issued_ms=now_ms,
+            expires_ms=now_ms + MAX_REQUEST_LIFE_MS,
+            caller=caller,
+            objects=list(objects),
+            pack_keys=list(pack_keys),
+        )
+        value = seal_request(body, self._identity, service)
+        pending = Pending(body, hashlib.sha256(value).digest(), ephemeral)
+        answer: asyncio.Future[SignedGrant] = asyncio.get_running_loop().create_future()
+        self._outstanding[body.request_id] = answer
+        try:
+            async with asyncio.timeout(self._ask_timeout_s):
+                await self._producer.send_and_wait(
+                    self._requests, value, key=body.worker_id.encode()
+                )
+                grant = await answer
+        except TimeoutError:
+            self._check_listening()
+            raise Retry(
+                ErrorCode.KEY_UNAVAILABLE, "the key service does not answer: is it running?"
+            ) from None
+        finally:
+            del self._outstanding[body.request_id]
+        return grant.header, open_grant(grant, pending, payload_type, now_s=self._clock())
+
+    async def _listen(self, reader: TopicReader) -> None:
+        own = self._identity.worker_id.encode()
+        while True:
+            for record in await reader.next(_POLL_S):
+                if record.key != own:
+                    continue
+                try:
+                    grant = verify_grant(record.value, self._directory.key_service.sign_pub)
+                except SealstreamError as error:
+                    self.refused += 1
+                    log.warning("grant refused", code=error.code.value)
+                    continue
+                answer = self._outstanding.get(grant.header.request_id)
+                if answer is None or answer.done():
+                    self.refused += 1
+                    log.info("grant without a request ignored")
+                else:
+                    answer.set_result(grant)
+
+    def _check_listening(self) -> None:
+        for task in self._tasks:
+            if task.done():
+                raise Fatal(ErrorCode.KEY_UNAVAILABLE, f"the task {task.get_name()} ended") from (
+                    None if task.cancelled() else task.exception()
+                )
+
+    def _lock(self, name: bytes) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+
+def _caller(auth: Auth | None) -> Caller | None:
+    return None if auth is None else Caller(auth.sealed, auth.token)
+
+
+def _batches(items: Sequence[ObjectRequest]) -> Iterator[list[ObjectRequest]]:
+    batch: list[ObjectRequest] = []
+    size = 0
+    for item in items:
+        # Pack keys are counted with every record: an upper bound is enough.
+        cost = len(item.record) + len(item.pack_key) + 80
+        if batch and (len(batch) == MAX_OBJECTS or size + cost > _MAX_OBJECT_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += cost
+    if batch:
+        yield batch
