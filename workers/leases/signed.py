@@ -1,0 +1,54 @@
+"""Signatures that workers put on what they write for others to read: results and events.
+
+A record carries the header `sealstream-sig` (64 bytes, Ed25519 by the worker, domain and parts as in
+`workers.crypto.info`) and the header `sealstream-cert`: the worker's certificate. Who has pinned the
+key service can verify both without asking anybody.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from schemas.errors import ErrorCode
+from schemas.topics import HEADER_SIGNATURE
+from workers.crypto.errors import CryptoError
+from workers.crypto.info import Info
+from workers.crypto.lp import Part
+from workers.crypto.sign import VerifyKey
+from workers.errors import Reject
+from workers.kafka.broker import Headers, Record
+from workers.leases.certificate import Role, WorkerCertificate, WorkerIdentity, verify_certificate
+
+HEADER_CERTIFICATE: Final = "sealstream-cert"
+
+
+def signature_headers(identity: WorkerIdentity, kind: Info, *parts: Part) -> Headers:
+    """Sign `parts` as a worker; return the two headers."""
+    return (
+        (HEADER_SIGNATURE, identity.signing_key.sign(kind, *parts)),
+        (HEADER_CERTIFICATE, identity.certificate.encoded),
+    )
+
+
+def verify_record(
+    record: Record, service: VerifyKey, roles: tuple[Role, ...], kind: Info, *parts: Part
+) -> WorkerCertificate:
+    """Check that a certified worker of one of `roles` signed a record.
+
+    Raises:
+        Reject: UNAUTHENTICATED, a header is missing or does not verify; EXPIRED, the certificate.
+    """
+    signature = record.header(HEADER_SIGNATURE)
+    encoded = record.header(HEADER_CERTIFICATE)
+    if signature is None or encoded is None:
+        raise Reject(ErrorCode.UNAUTHENTICATED, "the record is not signed by a worker")
+    certificate = verify_certificate(encoded, service)
+    if certificate.role not in roles:
+        raise Reject(ErrorCode.UNAUTHENTICATED, "the record is signed by a worker of another role")
+    try:
+        certificate.verify_key.verify(signature, kind, *parts)
+    except CryptoError as error:
+        raise Reject(
+            ErrorCode.UNAUTHENTICATED, "the record's signature does not verify"
+        ) from error
+    return certificate
