@@ -1,0 +1,1 @@
+"""Kafka: one protocol, aiokafka and memory behind it."""

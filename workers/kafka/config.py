@@ -19,9 +19,11 @@ class KafkaConfig:
         client_id: name in the broker's logs and quotas.
         security_protocol: transport; everything but PLAINTEXT and SSL needs the `sasl_*` fields.
         sasl_mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
-        tls_ca, tls_cert, tls_key: PEM files; the system's authorities if `tls_ca` is None.
+        tls_ca: authorities (PEM) the broker is checked against; None: the system's.
+        tls_cert, tls_key, tls_key_password: this client's certificate (PEM), for mutual TLS.
         idempotent: use an idempotent producer. Tansu has none (it fails InitProducerId), so it is
             off; nothing here relies on it (architecture.md, "Order").
+        replication_factor: of topics we create; -1 is the broker's default (Kafka >= 2.4).
         max_record_bytes: refuse to send larger values. Fetches accept a margin above it.
         session_timeout_s: a member that is silent for so long is thrown out of its group.
         rebalance_timeout_s: how long a rebalance waits for members; the client's default is the
@@ -38,7 +40,9 @@ class KafkaConfig:
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    tls_key_password: str | None = field(default=None, repr=False)
     idempotent: bool = False
+    replication_factor: int = -1
     max_record_bytes: int = 900_000
     session_timeout_s: float = 20.0
     rebalance_timeout_s: float = 60.0
@@ -55,5 +59,5 @@ class KafkaConfig:
             return None
         context = ssl.create_default_context(cafile=self.tls_ca)
         if self.tls_cert is not None:
-            context.load_cert_chain(self.tls_cert, self.tls_key)
+            context.load_cert_chain(self.tls_cert, self.tls_key, self.tls_key_password)
         return context

@@ -12,7 +12,7 @@ from schemas.errors import ErrorCode
 from workers.errors import Retry
 
 
-class PartitionLost(Exception):
+class PartitionLost(Exception):  # noqa: N818
     """Raised by `commit` and `seek` when the partition is no longer assigned to this reader.
 
     Whatever was computed for it must be dropped; its new owner begins at the last commit.

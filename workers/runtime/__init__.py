@@ -1,0 +1,1 @@
+"""The loop of every worker: batches, retries, rebalances, stopping, health."""

@@ -48,7 +48,7 @@ class RetryPolicy:
     pending_s: float = 0.5
 
     def delay_s(self, attempt: int, rng: random.Random) -> float:
-        """Return the pause after the `attempt`-th failure (from 1): at least a tenth of its bound."""
+        """Return the pause after failure number `attempt`, from 1: a tenth to all of its bound."""
         bound = min(self.max_s, self.first_s * 2.0 ** min(attempt - 1, 30))
         return bound * (0.1 + 0.9 * rng.random())
 

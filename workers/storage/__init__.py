@@ -1,0 +1,1 @@
+"""Object storage: one protocol, S3 and memory behind it."""

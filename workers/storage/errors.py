@@ -30,28 +30,28 @@ class StorageError(Exception):
         self.key = key
 
 
-class NotFound(StorageError):
+class NotFound(StorageError):  # noqa: N818
     """Raised when the key does not exist."""
 
     def __init__(self, key: str) -> None:
         super().__init__(key, "no such object")
 
 
-class AlreadyExists(StorageError):
+class AlreadyExists(StorageError):  # noqa: N818
     """Raised by `create` when an object stands at the key."""
 
     def __init__(self, key: str) -> None:
         super().__init__(key, "object exists already")
 
 
-class PreconditionFailed(StorageError):
+class PreconditionFailed(StorageError):  # noqa: N818
     """Raised by `replace` when the object is gone or has another ETag."""
 
     def __init__(self, key: str) -> None:
         super().__init__(key, "object was changed by another writer")
 
 
-class AccessDenied(StorageError):
+class AccessDenied(StorageError):  # noqa: N818
     """Raised when the store does not accept the credentials for this operation."""
 
     def __init__(self, key: str) -> None:
@@ -60,7 +60,7 @@ class AccessDenied(StorageError):
         )
 
 
-class ReadOnly(StorageError):
+class ReadOnly(StorageError):  # noqa: N818
     """Raised, before any I/O, when a store opened with `read_only` is asked to write."""
 
     def __init__(self, key: str) -> None:

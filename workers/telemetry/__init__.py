@@ -1,0 +1,1 @@
+"""Logs, metrics and trace context. Never a secret, never plaintext."""

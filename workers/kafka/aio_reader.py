@@ -1,0 +1,155 @@
+"""Reading whole partitions without a group on aiokafka.
+
+The positions are fixed before `start` returns: aiokafka seeks lazily, so a reply that is produced
+between `assign` and the first fetch would be missed without awaiting `position()`.
+On Tansu, end offsets can be stale after the broker was killed: so "caught up" also needs a fetch
+that found nothing, and the ends asked once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import errors as kafka
+
+from workers.errors import Fatal, Retry
+from workers.kafka.aio_errors import translate, translated
+from workers.kafka.aio_group import check_alive, fetch_options, to_record
+from workers.kafka.broker import TP, Record
+from workers.kafka.config import KafkaConfig
+from workers.kafka.errors import unavailable
+
+_log = structlog.get_logger(__name__)
+
+_MAX_RECORDS = 1000
+_ERROR_PAUSE_S = 0.2
+# While catching up, an empty fetch is part of the proof: it must not take the caller's time-out.
+_PROBE_S = 0.1
+
+
+class AioTopicReader:
+    """A `TopicReader` on aiokafka.
+
+    Args:
+        config: connection and limits.
+        connection: keyword arguments of every aiokafka client.
+        topics: whole topics (with the partitions they have at the start) or single partitions.
+        partitions_of: returns the number of partitions of a topic.
+        start: where to begin.
+        low_latency: wait 20 ms, not 500, for more data in a fetch.
+    """
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        connection: dict[str, Any],
+        topics: Sequence[str | TP],
+        partitions_of: Callable[[str], Awaitable[int]],
+        *,
+        start: Literal["beginning", "end"],
+        low_latency: bool,
+    ) -> None:
+        self._deadline_s = config.request_timeout_s
+        self._topics = topics
+        self._partitions_of = partitions_of
+        self._begin = start
+        self._ends: dict[TopicPartition, int] = {}
+        self._idle = False
+        self._caught_up = asyncio.Event()
+        self._consumer = AIOKafkaConsumer(
+            **connection,
+            **fetch_options(config, bulk=not low_latency),
+            group_id=None,
+            request_timeout_ms=int(config.request_timeout_s * 1000),
+        )
+
+    async def start(self) -> None:
+        """Connect and fix the positions."""
+        partitions = await self._resolve()
+        try:
+            with translated():
+                async with asyncio.timeout(self._deadline_s):
+                    await self._consumer.start()
+                    self._consumer.assign(partitions)
+                    if self._begin == "beginning":
+                        await self._consumer.seek_to_beginning(*partitions)
+                    else:
+                        await self._consumer.seek_to_end(*partitions)
+                    for partition in partitions:
+                        await self._consumer.position(partition)
+                    self._ends = await self._consumer.end_offsets(partitions)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _resolve(self) -> list[TopicPartition]:
+        partitions: list[TopicPartition] = []
+        for topic in self._topics:
+            if isinstance(topic, TP):
+                partitions.append(TopicPartition(*topic))
+                continue
+            count = await self._partitions_of(topic)
+            if not count:
+                raise unavailable(
+                    f"the topic {topic} does not exist: run `sealstream topics apply`"
+                )
+            partitions += [TopicPartition(topic, number) for number in range(count)]
+        return partitions
+
+    async def next(self, timeout_s: float) -> list[Record]:
+        """Return the next records, [] after `timeout_s`."""
+        check_alive(self._consumer)
+        if not self._caught_up.is_set():
+            await self._compare()
+        if not self._caught_up.is_set():
+            timeout_s = min(timeout_s, _PROBE_S)
+        try:
+            found = await self._consumer.getmany(
+                timeout_ms=int(timeout_s * 1000), max_records=_MAX_RECORDS
+            )
+        except kafka.ConsumerStoppedError:
+            return []
+        except kafka.KafkaError as error:
+            meaning = translate(error)
+            if isinstance(meaning, Fatal):
+                raise meaning from None
+            _log.warning("fetch_failed", error=type(error).__name__)
+            await asyncio.sleep(min(timeout_s, _ERROR_PAUSE_S))
+            return []
+        self._idle = not found
+        return [to_record(raw) for batch in found.values() for raw in batch]
+
+    async def _compare(self) -> None:
+        """Fire the event if the last fetch was empty and all positions are at the present ends."""
+        if not self._idle or not await self._reached():
+            return
+        try:
+            with translated():
+                async with asyncio.timeout(self._deadline_s):
+                    self._ends = await self._consumer.end_offsets(list(self._ends))
+        except Retry:
+            return
+        if await self._reached():
+            self._caught_up.set()
+
+    async def _reached(self) -> bool:
+        for partition, end in self._ends.items():
+            if await self._consumer.position(partition) < end:
+                return False
+        return True
+
+    async def caught_up(self) -> None:
+        """Wait until the caller of `next` has worked in all that existed."""
+        await self._caught_up.wait()
+
+    async def stop(self) -> None:
+        """Close."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                await self._consumer.stop()
+        except TimeoutError:
+            _log.warning("topic_reader_not_closed_in_time")

@@ -1,0 +1,109 @@
+"""A bounded cache of immutable byte ranges.
+
+Only for objects that are never replaced (segments, packs, centroids): a block is never checked
+again. Blocks hold ciphertext as the store returned it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+BlockId = tuple[str, int, int]
+
+# What an entry costs besides its bytes: key, tuple, dictionary slots, bytes object.
+_ENTRY_BYTES = 300
+
+
+class CacheStats(NamedTuple):
+    """Counts since the start, and what is held now."""
+
+    hits: int
+    misses: int
+    evictions: int
+    bytes: int
+
+
+class BlockCache:
+    """Least recently used blocks, up to a number of bytes; one load at a time for each.
+
+    Args:
+        max_bytes: held at most; a block above a quarter of it is not kept.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        if max_bytes < 0:
+            raise ValueError("max_bytes is not negative")
+        self._max_bytes = max_bytes
+        self._blocks: OrderedDict[BlockId, bytes] = OrderedDict()
+        self._loading: dict[BlockId, asyncio.Future[bytes | None]] = {}
+        self._bytes = self._hits = self._misses = self._evictions = 0
+
+    @property
+    def stats(self) -> CacheStats:
+        """Counts of this moment."""
+        return CacheStats(self._hits, self._misses, self._evictions, self._bytes)
+
+    def peek(self, block: BlockId) -> bytes | None:
+        """Return a block if it is here, counting a hit; a miss is not counted."""
+        data = self._blocks.get(block)
+        if data is not None:
+            self._hits += 1
+            self._blocks.move_to_end(block)
+        return data
+
+    async def get(self, block: BlockId, loader: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Return a block, loading it if it is not here.
+
+        Several callers that miss the same block share one load. If the loading caller is cancelled
+        or fails, another takes over, so nobody gets an error that was not its own.
+
+        Args:
+            block: `(key, start, length)`.
+            loader: reads it from the store.
+
+        Raises:
+            whatever `loader` raises.
+        """
+        while True:
+            if (data := self.peek(block)) is not None:
+                return data
+            running = self._loading.get(block)
+            if running is None:
+                return await self._load(block, loader)
+            if (data := await asyncio.shield(running)) is not None:
+                self._hits += 1
+                return data
+
+    def put(self, block: BlockId, data: bytes) -> None:
+        """Keep a block that was read otherwise."""
+        cost = len(data) + _ENTRY_BYTES
+        if cost > self._max_bytes // 4 or block in self._blocks:
+            return
+        self._blocks[block] = data
+        self._bytes += cost
+        while self._bytes > self._max_bytes:
+            _, evicted = self._blocks.popitem(last=False)
+            self._bytes -= len(evicted) + _ENTRY_BYTES
+            self._evictions += 1
+
+    def drop(self, key: str) -> None:
+        """Forget all blocks of an object. Looks at every block: for errors, not for each read."""
+        for block in [block for block in self._blocks if block[0] == key]:
+            self._bytes -= len(self._blocks.pop(block)) + _ENTRY_BYTES
+
+    async def _load(self, block: BlockId, loader: Callable[[], Awaitable[bytes]]) -> bytes:
+        self._misses += 1
+        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self._loading[block] = future
+        try:
+            data = await loader()
+            self.put(block, data)
+            future.set_result(data)
+            return data
+        finally:
+            del self._loading[block]
+            if not future.done():
+                future.set_result(None)

@@ -1,0 +1,294 @@
+"""The object store over S3, with `obstore` (Rust's `object_store`).
+
+Two clients to the same bucket: one repeats failed requests (bounded), one never does. Conditional
+writes go through the second, because `object_store` repeats every request that got a 5xx, so that a
+write that was applied before its 500 would come back as a conflict with itself.
+https://docs.rs/object_store/latest/object_store/struct.RetryConfig.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import obstore
+from obstore import exceptions as obs
+from obstore.store import S3Store as ObstoreS3
+
+from workers.errors import Retry
+from workers.storage.check import check_read_only, check_read_write
+from workers.storage.config import StoreConfig
+from workers.storage.errors import (
+    AccessDenied,
+    AlreadyExists,
+    NotFound,
+    OutcomeUnknown,
+    PreconditionFailed,
+    ReadOnly,
+    StorageError,
+    unavailable,
+)
+from workers.storage.store import ObjectInfo, Stored, StoreStats
+
+if TYPE_CHECKING:
+    from obstore import GetOptions, PutMode
+    from obstore.auth.boto3 import Boto3CredentialProvider
+    from obstore.store import ClientConfig, S3Config
+
+# Ranges nearer than this are read in one request: a request costs about what 256 KiB cost.
+_COALESCE_BYTES = 256 * 1024
+_LIST_CHUNK = 1000
+
+
+class S3Store:
+    """A `Store` in a bucket. See `store.Store` for the verbs.
+
+    Args:
+        config: connection, credentials and limits.
+    """
+
+    def __init__(self, config: StoreConfig) -> None:
+        self.stats = StoreStats()
+        self._config = config
+        self._repeating = _client(config, config.max_retries)
+        self._once = _client(config, 0)
+        self._slots = asyncio.Semaphore(config.max_concurrency)
+
+    async def get(self, key: str) -> Stored:
+        """Read an object."""
+        return await self._get(key, {})
+
+    async def get_if_changed(self, key: str, etag: str) -> Stored | None:
+        """Read an object unless it still has `etag`."""
+        try:
+            return await self._get(key, {"if_none_match": etag})
+        except obs.NotModifiedError:
+            return None
+
+    async def _get(self, key: str, options: GetOptions) -> Stored:
+        self.stats.gets += 1
+        async with self._slots:
+            with _errors(key):
+                async with asyncio.timeout(self._config.operation_timeout_s):
+                    result = await obstore.get_async(self._repeating, key, options=options)
+                    data = bytes(await result.bytes_async())
+        self.stats.bytes_in += len(data)
+        etag = result.meta["e_tag"]
+        if etag is None:
+            raise StorageError(key, "the object store gives no ETag")
+        return Stored(data, etag)
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Read `length` bytes from `start`."""
+        [data] = await self.get_ranges(key, [(start, length)])
+        return data
+
+    async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Read several `(start, length)` ranges, near ones in one request."""
+        wanted = sorted({(start, length) for start, length in ranges if length})
+        if any(start < 0 or length < 0 for start, length in ranges):
+            raise ValueError("a range has a start and a length that are not negative")
+        groups = _coalesce(wanted)
+        spans = await asyncio.gather(*(self._span(key, low, high) for low, high in groups))
+        found: dict[tuple[int, int], bytes] = {}
+        position = 0
+        for start, length in wanted:
+            while start >= groups[position][1]:
+                position += 1
+            offset = start - groups[position][0]
+            data = spans[position][offset : offset + length]
+            if not data:
+                raise ValueError(f"the range begins beyond the end of the object: {key}")
+            found[start, length] = data
+        return [found[start, length] if length else b"" for start, length in ranges]
+
+    async def _span(self, key: str, low: int, high: int) -> bytes:
+        self.stats.gets += 1
+        async with self._slots:
+            with _errors(key):
+                async with asyncio.timeout(self._config.operation_timeout_s):
+                    data = bytes(
+                        await obstore.get_range_async(self._repeating, key, start=low, end=high)
+                    )
+        self.stats.bytes_in += len(data)
+        return data
+
+    async def put(self, key: str, data: bytes) -> str:
+        """Write an object, whatever stands there."""
+        return await self._put(self._repeating, key, data, "overwrite")
+
+    async def create(self, key: str, data: bytes) -> str:
+        """Write an object only if the key is free."""
+        with _conditional(key):
+            return await self._put(self._once, key, data, "create")
+
+    async def replace(self, key: str, data: bytes, etag: str) -> str:
+        """Write an object only if the present one has `etag`."""
+        try:
+            with _conditional(key):
+                return await self._put(self._once, key, data, {"e_tag": etag, "version": None})
+        except (AlreadyExists, NotFound):
+            # 409 (two writers at once) and 404 (deleted meanwhile) mean the same as 412.
+            raise PreconditionFailed(key) from None
+
+    async def _put(self, client: ObstoreS3, key: str, data: bytes, mode: PutMode) -> str:
+        if self._config.read_only:
+            raise ReadOnly(key)
+        self.stats.puts += 1
+        async with self._slots:
+            with _errors(key):
+                async with asyncio.timeout(self._config.operation_timeout_s):
+                    result = await obstore.put_async(
+                        client, key, data, mode=mode, use_multipart=False
+                    )
+        self.stats.bytes_out += len(data)
+        etag = result["e_tag"]
+        if etag is None:
+            raise StorageError(key, "the object store gives no ETag")
+        return etag
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects; missing ones are no error."""
+        if not keys:
+            return
+        if self._config.read_only:
+            raise ReadOnly(keys[0])
+        self.stats.deletes += len(keys)
+        async with self._slots:
+            with _errors(keys[0]):
+                async with asyncio.timeout(self._config.operation_timeout_s):
+                    try:
+                        await obstore.delete_async(self._repeating, list(keys))
+                    except FileNotFoundError:
+                        if len(keys) == 1:
+                            return
+                        for key in keys:
+                            await self._delete_one(key)
+
+    async def _delete_one(self, key: str) -> None:
+        try:
+            await obstore.delete_async(self._repeating, key)
+        except FileNotFoundError:
+            return
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """List the objects below `prefix` (whole path segments)."""
+        stream = obstore.list(self._repeating, prefix or None, chunk_size=_LIST_CHUNK)
+        chunks = aiter(stream)
+        while True:
+            self.stats.lists += 1
+            with _errors(prefix):
+                async with asyncio.timeout(self._config.operation_timeout_s):
+                    try:
+                        chunk = await anext(chunks)
+                    except StopAsyncIteration:
+                        return
+            for meta in chunk:
+                modified_ms = int(meta["last_modified"].timestamp() * 1000)
+                yield ObjectInfo(meta["path"], meta["size"], modified_ms)
+
+    async def check(self) -> None:
+        """Prove at start that the store keeps what the workers build on."""
+        await (check_read_only(self) if self._config.read_only else check_read_write(self))
+
+    async def aclose(self) -> None:
+        """Nothing to release: obstore closes idle connections with its client."""
+
+
+def _client(config: StoreConfig, max_retries: int) -> ObstoreS3:
+    options: S3Config = {
+        "region": config.region,
+        "virtual_hosted_style_request": config.virtual_hosted,
+        "conditional_put": "etag",
+    }
+    if config.endpoint is not None:
+        options["endpoint"] = config.endpoint
+    if config.access_key_id is not None and config.secret_access_key is not None:
+        options["access_key_id"] = config.access_key_id
+        options["secret_access_key"] = config.secret_access_key
+    if config.session_token is not None:
+        options["session_token"] = config.session_token
+    client: ClientConfig = {
+        "allow_http": (config.endpoint or "").startswith("http://"),
+        "timeout": timedelta(seconds=config.request_timeout_s),
+        "connect_timeout": timedelta(seconds=min(5.0, config.request_timeout_s)),
+        "pool_max_idle_per_host": str(config.max_idle_connections),
+        "user_agent": "sealstream",
+    }
+    return ObstoreS3(
+        config.bucket,
+        prefix=config.prefix or None,
+        config=options,
+        credential_provider=_profile(config),
+        client_options=client,
+        retry_config={
+            "max_retries": max_retries,
+            "retry_timeout": timedelta(seconds=config.operation_timeout_s),
+            "backoff": {
+                "init_backoff": timedelta(milliseconds=100),
+                "max_backoff": timedelta(seconds=3),
+                "base": 2,
+            },
+        },
+    )
+
+
+def _profile(config: StoreConfig) -> Boto3CredentialProvider | None:
+    """Return what reads and renews the credentials of a named profile (needs boto3)."""
+    if config.profile is None or config.access_key_id is not None:
+        return None
+    import boto3  # type: ignore[import-untyped]
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    return Boto3CredentialProvider(boto3.Session(profile_name=config.profile))
+
+
+@contextmanager
+def _errors(key: str) -> Iterator[None]:
+    """Translate what obstore raises. `NotModifiedError` passes: it is an answer.
+
+    The texts of obstore's errors quote server answers and URLs, so none goes into ours.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFound(key) from None
+    except obs.AlreadyExistsError:
+        raise AlreadyExists(key) from None
+    except obs.PreconditionError:
+        raise PreconditionFailed(key) from None
+    except obs.NotModifiedError:
+        raise
+    except (obs.PermissionDeniedError, obs.UnauthenticatedError) as error:
+        raise AccessDenied(key) from error
+    except TimeoutError as error:
+        raise unavailable("no answer before the deadline") from error
+    except (obs.InvalidPathError, obs.NotSupportedError) as error:
+        raise StorageError(key, "the object store cannot do this") from error
+    except (obs.BaseError, OSError) as error:
+        if "416" in str(error) or "range" in str(error).lower():
+            raise ValueError(f"the range begins beyond the end of the object: {key}") from error
+        raise unavailable(type(error).__name__) from error
+
+
+@contextmanager
+def _conditional(key: str) -> Iterator[None]:
+    """Turn a failure without a clear answer into `OutcomeUnknown`."""
+    try:
+        yield
+    except Retry as error:
+        raise OutcomeUnknown(key) from error
+
+
+def _coalesce(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join sorted `(start, length)` ranges that are near into `(low, high)` spans."""
+    spans: list[tuple[int, int]] = []
+    for start, length in ranges:
+        if spans and start - spans[-1][1] <= _COALESCE_BYTES:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], start + length))
+        else:
+            spans.append((start, start + length))
+    return spans
