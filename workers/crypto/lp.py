@@ -16,23 +16,9 @@ from __future__ import annotations
 import struct
 
 _HEAD = struct.Struct(">cI")
-_INT = struct.Struct(">cIq")
+_INT = b"i\x00\x00\x00\x08"
 
 Part = bytes | bytearray | memoryview | str | int
-
-
-def _one(part: Part) -> bytes:
-    if isinstance(part, str):
-        raw = part.encode()
-        return _HEAD.pack(b"s", len(raw)) + raw
-    if isinstance(part, bool):
-        raise TypeError("lp encodes bytes, text and integers; a bool is ambiguous")
-    if isinstance(part, int):
-        return _INT.pack(b"i", 8, part)
-    if isinstance(part, bytes | bytearray | memoryview):
-        raw = bytes(part)
-        return _HEAD.pack(b"b", len(raw)) + raw
-    raise TypeError(f"lp encodes bytes, text and integers, not {type(part).__name__}")
 
 
 def lp(*parts: Part) -> bytes:
@@ -45,12 +31,27 @@ def lp(*parts: Part) -> bytes:
     Raises:
         TypeError: A part of another type, also a bool.
         ValueError: An integer beyond 64 bits, a part of 4 GiB or more, or text with lone
-        surrogates.
+            surrogates.
     """
+    out: list[bytes] = []
     try:
-        return b"".join(map(_one, parts))
-    except struct.error as exc:
+        for part in parts:
+            # Exact types first: this runs for every token and node.
+            if type(part) is bytes:
+                out += (b"b", len(part).to_bytes(4, "big"), part)
+            elif isinstance(part, str):
+                raw = part.encode()
+                out += (b"s", len(raw).to_bytes(4, "big"), raw)
+            elif isinstance(part, int) and type(part) is not bool:
+                out += (_INT, part.to_bytes(8, "big", signed=True))
+            elif isinstance(part, bytes | bytearray | memoryview):
+                raw = bytes(part)
+                out += (b"b", len(raw).to_bytes(4, "big"), raw)
+            else:
+                raise TypeError(f"lp encodes bytes, text and integers, not {type(part).__name__}")
+    except OverflowError as exc:
         raise ValueError("a part is too large for its length prefix") from exc
+    return b"".join(out)
 
 
 def unlp(data: bytes, *, count: int | None = None) -> list[bytes | str | int]:

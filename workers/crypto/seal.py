@@ -37,8 +37,8 @@ import hmac
 import io
 import os
 import struct
-from dataclasses import dataclass
 from enum import IntEnum, unique
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -98,6 +98,9 @@ class SealSuite(IntEnum):
     AES256GCM_HKDF_SHA256 = 1
 
 
+_SUITE = SealSuite.AES256GCM_HKDF_SHA256
+
+
 @unique
 class SealPurpose(IntEnum):
     """What a sealed object is; part of its header and key, so the numbers never change."""
@@ -128,8 +131,7 @@ class SealPurpose(IntEnum):
     LOCAL_KMS = 60
 
 
-@dataclass(frozen=True, slots=True)
-class SealedHeader:
+class SealedHeader(NamedTuple):
     """The clear header of a sealed object; authentic only once the object has opened."""
 
     version: int
@@ -185,9 +187,7 @@ def seal(
     """
     if len(key_id) != 16 or not 0 <= generation < 1 << 32:
         raise ValueError("a key id has 16 bytes and a generation is a u32")
-    fixed = _FIXED.pack(
-        MAGIC, VERSION, SealSuite.AES256GCM_HKDF_SHA256, purpose, 0, key_id, generation, CHUNK_BYTES
-    )
+    fixed = _FIXED.pack(MAGIC, VERSION, _SUITE, purpose, 0, key_id, generation, CHUNK_BYTES)
     salt = os.urandom(32)
     derived = _keys(key, salt, fixed, purpose, index_uid, object_id, associated_data)
     cipher = AESGCM(derived[:KEY_BYTES])
@@ -196,17 +196,21 @@ def seal(
         return header + cipher.encrypt(_ONLY_CHUNK, plaintext, header)
     # A BytesIO that owns its buffer hands it out as `bytes` without copying it.
     out = io.BytesIO(bytes(sealed_size(len(plaintext))))
-    with out.getbuffer() as target, memoryview(plaintext) as source:
+    with memoryview(plaintext) as source, out.getbuffer() as target:
         target[:HEADER_BYTES] = header
-        last = (len(plaintext) - 1) // CHUNK_BYTES
-        aad: bytes | None = header
-        for number in range(last + 1):
-            chunk = source[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
-            at = HEADER_BYTES + number * _SEALED_CHUNK
-            into = target[at : at + len(chunk) + TAG_BYTES]
-            cipher.encrypt_into(_nonce(number, number == last), chunk, aad, into)
-            aad = None
+        _seal_chunks(cipher, header, source, target[HEADER_BYTES:])
     return out.getvalue()
+
+
+def _seal_chunks(cipher: AESGCM, header: bytes, source: memoryview, target: memoryview) -> None:
+    last = (len(source) - 1) // CHUNK_BYTES
+    aad: bytes | None = header
+    for number in range(last + 1):
+        chunk = source[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
+        at = number * _SEALED_CHUNK
+        into = target[at : at + len(chunk) + TAG_BYTES]
+        cipher.encrypt_into(_nonce(number, number == last), chunk, aad, into)
+        aad = None
 
 
 def read_header(blob: Buffer) -> SealedHeader:
@@ -244,7 +248,7 @@ def open_sealed(
     index_uid: bytes,
     object_id: bytes,
     associated_data: bytes = b"",
-    min_suite: int = SealSuite.AES256GCM_HKDF_SHA256,
+    min_suite: int = _SUITE,
     min_version: int = VERSION,
 ) -> bytes:
     """Open a sealed object; every argument must be what it was sealed with.
@@ -273,29 +277,29 @@ def open_sealed(
     derived = _keys(key, header.salt, fixed, purpose, index_uid, object_id, associated_data)
     if not hmac.compare_digest(derived[KEY_BYTES:], header.commitment):
         raise OpenFailed("sealed under another key, or for another name or context")
-    return _open_chunks(AESGCM(derived[:KEY_BYTES]), blob)
-
-
-def _open_chunks(cipher: AESGCM, blob: Buffer) -> bytes:
-    body = len(blob) - HEADER_BYTES
-    last, rest = divmod(body - 1, _SEALED_CHUNK)
+    cipher = AESGCM(derived[:KEY_BYTES])
+    body = memoryview(blob)[HEADER_BYTES:]
+    last, rest = divmod(len(body) - 1, _SEALED_CHUNK)
     # A short last chunk holds at least one byte of plaintext, unless it is the only one.
     if rest + 1 < TAG_BYTES + (last > 0):
         raise OpenFailed("a sealed object was truncated")
-    with memoryview(blob) as source:
-        aad: bytes | None = bytes(source[:HEADER_BYTES])
-        try:
-            if body < INTO_BYTES:
-                return cipher.decrypt(_ONLY_CHUNK, source[HEADER_BYTES:], aad)
-            out = io.BytesIO(bytes(body - (last + 1) * TAG_BYTES))
-            with out.getbuffer() as target:
-                for number in range(last + 1):
-                    at = HEADER_BYTES + number * _SEALED_CHUNK
-                    chunk = source[at : at + _SEALED_CHUNK]
-                    to = number * CHUNK_BYTES
-                    into = target[to : to + len(chunk) - TAG_BYTES]
-                    cipher.decrypt_into(_nonce(number, number == last), chunk, aad, into)
-                    aad = None
-        except InvalidTag as exc:
-            raise OpenFailed("a sealed object was changed") from exc
+    try:
+        if len(body) < INTO_BYTES:
+            return cipher.decrypt(_ONLY_CHUNK, body, bytes(blob[:HEADER_BYTES]))
+        out = io.BytesIO(bytes(len(body) - (last + 1) * TAG_BYTES))
+        with out.getbuffer() as target:
+            _open_chunks(cipher, bytes(blob[:HEADER_BYTES]), body, target)
+    except InvalidTag as exc:
+        raise OpenFailed("a sealed object was changed") from exc
     return out.getvalue()
+
+
+def _open_chunks(cipher: AESGCM, header: bytes, source: memoryview, target: memoryview) -> None:
+    last = (len(source) - 1) // _SEALED_CHUNK
+    aad: bytes | None = header
+    for number in range(last + 1):
+        chunk = source[number * _SEALED_CHUNK : (number + 1) * _SEALED_CHUNK]
+        at = number * CHUNK_BYTES
+        into = target[at : at + len(chunk) - TAG_BYTES]
+        cipher.decrypt_into(_nonce(number, number == last), chunk, aad, into)
+        aad = None
