@@ -20,19 +20,25 @@ from workers.errors import Reject, Retry
 class KmsUnavailable(Retry):
     """Raised when the KMS cannot be asked now; keys already cached stay usable for their time."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(ErrorCode.KEY_UNAVAILABLE, message)
-
 
 class KmsDenied(Retry):
     """Raised when the KMS refuses us; an operator must renew the token or mend the policy."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(ErrorCode.KEY_UNAVAILABLE, message)
 
 
 class KmsKeyGone(Reject):
     """Raised when a KMS key or its version is gone: what it wrapped cannot be opened any more."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(ErrorCode.NOT_FOUND, message, field="kms.key_id")
+
+def unavailable(message: str) -> KmsUnavailable:
+    """Make a `KmsUnavailable`."""
+    return KmsUnavailable(ErrorCode.KEY_UNAVAILABLE, message)
+
+
+def denied(message: str) -> KmsDenied:
+    """Make a `KmsDenied`."""
+    return KmsDenied(ErrorCode.KEY_UNAVAILABLE, message)
+
+
+def key_gone(message: str) -> KmsKeyGone:
+    """Make a `KmsKeyGone`."""
+    return KmsKeyGone(ErrorCode.NOT_FOUND, message, field="kms.key_id")

@@ -23,7 +23,7 @@ from workers.crypto.seal import SealPurpose, open_sealed, seal
 from workers.crypto.secret import KEY_BYTES, SecretBytes, random_secret
 from workers.errors import Damaged, Fatal
 from workers.kms.base import KeyInfo, Wrapped, check_key_id, context_bytes
-from workers.kms.errors import KmsUnavailable
+from workers.kms.errors import unavailable
 
 VERSION = "1"
 
@@ -104,7 +104,7 @@ class LocalKms:
 
     def _live_key(self) -> SecretBytes:
         if self._key.wiped:
-            raise KmsUnavailable("this KMS was closed")
+            raise unavailable("this KMS was closed")
         return self._key
 
     def __repr__(self) -> str:

@@ -35,7 +35,14 @@ from schemas.errors import ErrorCode
 from workers.crypto.secret import SecretBytes
 from workers.errors import Damaged, Fatal, Reject
 from workers.kms.base import DEADLINE_S, KeyInfo, Wrapped, check_key_id, context_bytes
-from workers.kms.errors import KmsDenied, KmsKeyGone, KmsUnavailable
+from workers.kms.errors import (
+    KmsDenied,
+    KmsKeyGone,
+    KmsUnavailable,
+    denied,
+    key_gone,
+    unavailable,
+)
 
 _MAX_ANSWER_BYTES = 256 * 1024
 _MOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,127}")
@@ -164,7 +171,10 @@ class VaultKms:
         status, answer = await self._call("POST", "decrypt", key_id, body)
         if status == 400:
             raise _gone(answer) or _damaged()
-        return SecretBytes(_parse(answer, _PlaintextAnswer).data.plaintext)
+        try:
+            return SecretBytes(_parse(answer, _PlaintextAnswer).data.plaintext)
+        finally:
+            answer[:] = bytes(len(answer))
 
     async def rewrap(self, key_id: str, wrapped: bytes, context: Mapping[str, str]) -> Wrapped:
         """Rewrap inside the server: see `Kms.rewrap`."""
@@ -178,12 +188,12 @@ class VaultKms:
         """Read the key's versions: see `Kms.describe`."""
         status, answer = await self._call("GET", "keys", key_id)
         if status == 404:
-            raise KmsKeyGone("the KMS has no such key (or no transit engine at this mount)")
+            raise key_gone("the KMS has no such key (or no transit engine at this mount)")
         if status == 400:
-            raise KmsUnavailable("the KMS does not describe this key")
+            raise unavailable("the KMS does not describe this key")
         key = _parse(answer, _KeyAnswer).data
         if key.soft_deleted:
-            raise KmsKeyGone("the KMS key was deleted")
+            raise key_gone("the KMS key was deleted")
         return KeyInfo(
             self.name,
             key_id,
@@ -203,7 +213,7 @@ class VaultKms:
 
     async def _call(
         self, method: str, verb: str, key_id: str, body: bytearray | None = None
-    ) -> tuple[int, bytes]:
+    ) -> tuple[int, bytearray]:
         """Return status (200, 400, or 404 of a GET) and body; everything else is raised."""
         url = f"{self._root}/{verb}/{check_key_id(key_id)}"
         headers = {
@@ -218,16 +228,18 @@ class VaultKms:
                 method, url, data=body, headers=headers, allow_redirects=False
             ) as response:
                 status = response.status
-                answer = await response.content.read(_MAX_ANSWER_BYTES)
-                if not response.content.at_eof():
-                    answer += await response.content.read(_MAX_ANSWER_BYTES)
+                answer = bytearray()
+                async for part in response.content.iter_any():
+                    answer += part
+                    if len(answer) > _MAX_ANSWER_BYTES:
+                        raise unavailable("the KMS gave an answer that is not transit's")
         except TimeoutError:
-            raise KmsUnavailable(
+            raise unavailable(
                 f"the KMS did not answer within {self._config.timeout_s:g} s"
             ) from None
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             # Not chained: the client's exceptions can carry the request with its token.
-            raise KmsUnavailable(
+            raise unavailable(
                 f"the KMS cannot be reached ({type(exc).__name__}): check its address and TLS"
             ) from None
         if status in (200, 400) or (status == 404 and method == "GET"):
@@ -251,10 +263,10 @@ class VaultKms:
             try:
                 token = self._config.token_file.read_text(encoding="ascii")
             except (OSError, UnicodeDecodeError):
-                raise KmsDenied("the file with the KMS token cannot be read") from None
+                raise denied("the file with the KMS token cannot be read") from None
         token = token.strip()
         if not token.isascii() or not token.isprintable() or not token:
-            raise KmsDenied("the KMS token is empty or malformed")
+            raise denied("the KMS token is empty or malformed")
         return token
 
 
@@ -294,24 +306,24 @@ def _checked(wrapped: bytes) -> bytes:
     return wrapped
 
 
-def _wrapped(answer: bytes) -> Wrapped:
+def _wrapped(answer: bytearray) -> Wrapped:
     data = _parse(answer, _CiphertextAnswer).data.ciphertext.encode()
     found = _WRAPPED.fullmatch(data)
     if found is None:
-        raise KmsUnavailable("the KMS gave an answer that is not transit's")
+        raise unavailable("the KMS gave an answer that is not transit's")
     return Wrapped(data, found[1].decode())
 
 
-def _parse(answer: bytes, kind: type[_T]) -> _T:
+def _parse(answer: bytearray, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(answer, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise KmsUnavailable("the KMS gave an answer that is not transit's") from None
+        raise unavailable("the KMS gave an answer that is not transit's") from None
 
 
-def _gone(answer: bytes) -> KmsKeyGone | None:
+def _gone(answer: bytearray) -> KmsKeyGone | None:
     if any(text in answer for text in _GONE):
-        return KmsKeyGone("the KMS key, or the version that wrapped this, is gone")
+        return key_gone("the KMS key, or the version that wrapped this, is gone")
     return None
 
 
@@ -324,9 +336,9 @@ def _damaged() -> Damaged:
 
 def _refusal(status: int) -> KmsUnavailable | KmsDenied:
     if status in (401, 403):
-        return KmsDenied(f"the KMS refuses us ({status}): renew the token or check its policy")
+        return denied(f"the KMS refuses us ({status}): renew the token or check its policy")
     if status == 404:
-        return KmsUnavailable("the KMS has no transit engine at this mount (404)")
+        return unavailable("the KMS has no transit engine at this mount (404)")
     if status == 503:
-        return KmsUnavailable("the KMS is sealed or in maintenance (503): unseal it")
-    return KmsUnavailable(f"the KMS answers {status}")
+        return unavailable("the KMS is sealed or in maintenance (503): unseal it")
+    return unavailable(f"the KMS answers {status}")
