@@ -1,0 +1,1 @@
+"""The ingest worker: from plaintext-ingest to sealed packs and index-updates."""

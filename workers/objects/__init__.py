@@ -1,0 +1,1 @@
+"""Documents outside of the index: sealed contents, access records, updates, results."""

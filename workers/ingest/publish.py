@@ -1,0 +1,250 @@
+"""Make a micro-batch of one index durable and answer for it.
+
+Ordering rule: packs and large bodies -> updates, all of them acknowledged -> results. An `accepted`
+therefore means: durable and on its way to the index worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Final, TypeVar
+
+import msgspec
+
+from schemas.ingest import IngestResult
+from schemas.position import Position, Source
+from schemas.topics import INDEX_UPDATE, INGEST_RESULT, PLAINTEXT_INGEST, with_prefix
+from workers.crypto.hpke import HpkePublicKey
+from workers.crypto.info import Info, info
+from workers.errors import Reject
+from workers.ingest.incoming import Refused
+from workers.ingest.prepare import (
+    Authorised,
+    IndexContext,
+    IndexKeys,
+    Limits,
+    Prepared,
+    PreparedUpdate,
+    prepare,
+)
+from workers.kafka.broker import Delivered, Producer
+from workers.leases.certificate import WorkerIdentity
+from workers.leases.directory import KeyDirectory
+from workers.leases.lease import Lease
+from workers.objects.envelope import Route, SealedUpdate, seal_update
+from workers.objects.results import Outgoing, encode_result
+from workers.runtime.deadletter import DeadLetters
+from workers.storage.store import Store
+from workers.text.vocabulary import SentWords, build_vocabulary
+
+T = TypeVar("T")
+
+_MAX_INDEXES: Final = 4096
+"""Indexes whose words and tokens are remembered."""
+
+
+class Publisher:
+    """Writes packs, updates and results. One per process, shared by all partitions."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        producer: Producer,
+        dead_letters: DeadLetters,
+        directory: KeyDirectory,
+        identity: WorkerIdentity,
+        topic_prefix: str,
+        limits: Limits,
+    ) -> None:
+        self._store = store
+        self._producer = producer
+        self._dead_letters = dead_letters
+        self._directory = directory
+        self._identity = identity
+        self._updates = with_prefix(topic_prefix, INDEX_UPDATE)
+        self._results = with_prefix(topic_prefix, INGEST_RESULT)
+        self._limits = limits
+        self._keys: OrderedDict[bytes, tuple[Lease, IndexKeys]] = OrderedDict()
+        self._sent: OrderedDict[bytes, dict[int, SentWords]] = OrderedDict()
+
+    async def publish(self, lease: Lease, items: Sequence[Authorised]) -> list[Refused]:
+        """Make `items`, requests of one index in order, durable and answer `accepted`.
+
+        Returns:
+            Those that broke a rule of the index; they are not answered yet.
+
+        Raises:
+            Retry: STORAGE_UNAVAILABLE or the broker; all of it may be repeated.
+        """
+        context = self._context(lease)
+        now_ms = int(time.time() * 1000)
+        prepared = await asyncio.to_thread(
+            lambda: prepare(items, context, self._limits, now_ms=now_ms)
+        )
+        query_public = lease.query_public
+        update_public = lease.update_public
+        sealed = await asyncio.to_thread(self._seal, prepared, context, update_public, query_public)
+        await self._store_all(prepared, sealed)
+        places = await self._send_updates(context, prepared.updates, sealed)
+        for update in prepared.updates:
+            context.sent.setdefault(update.shard, SentWords()).remember(update.words)
+        await self._accept(lease.index, prepared.updates, places)
+        return prepared.refused
+
+    async def refuse(self, refused: Sequence[Refused]) -> None:
+        """Dead-letter records, and send `rejected` where index and id could be read.
+
+        Raises:
+            Retry: the broker; it may be repeated, a record is dead-lettered once.
+        """
+        if not refused:
+            return
+        for one in refused:
+            await self._dead_letters.send(one.record, one.error, 1, one.sealed)
+        results = await asyncio.to_thread(lambda: [*self._rejections(refused)])
+        await self._send_results(results)
+
+    def forget_ended(self) -> None:
+        """Drop the words and tokens of indexes whose lease has ended. Called now and then."""
+        for uid in [uid for uid, (lease, _) in self._keys.items() if lease.wiped]:
+            self._keys.pop(uid)[1].clear()
+
+    def _context(self, lease: Lease) -> IndexContext:
+        held = self._keys.pop(lease.uid, None)
+        # A renewed lease has the same tag key for the index's life: its tokens stay good.
+        keys = held[1] if held is not None else IndexKeys(lease.tag)
+        self._keys[lease.uid] = (lease, keys)
+        sent = self._sent.pop(lease.uid, {})
+        self._sent[lease.uid] = sent
+        while len(self._sent) > _MAX_INDEXES:
+            self._sent.popitem(last=False)
+        while len(self._keys) > _MAX_INDEXES:
+            self._keys.popitem(last=False)[1][1].clear()
+        return IndexContext(
+            uid=lease.uid,
+            config=lease.config,
+            generation=lease.generation,
+            partitions=lease.partitions,
+            stream=self._directory.key_service.streams.get(PLAINTEXT_INGEST, 0),
+            object_public=lease.object_public,
+            keys=keys,
+            sent=sent,
+        )
+
+    def _seal(
+        self,
+        prepared: Prepared,
+        context: IndexContext,
+        update_public: HpkePublicKey,
+        query_public: HpkePublicKey,
+    ) -> list[SealedUpdate]:
+        sealed = []
+        for update in prepared.updates:
+            batch = update.batch
+            if update.words:
+                about = info(Info.VOCABULARY, context.uid, context.generation)
+                words = query_public.seal(about, build_vocabulary(update.words))
+                batch = msgspec.structs.replace(batch, vocabulary=words)
+            sealed.append(
+                seal_update(
+                    batch,
+                    Route(context.uid, update.shard, context.generation),
+                    update_public,
+                    self._identity,
+                    max_record_bytes=self._limits.record_bytes,
+                )
+            )
+        return sealed
+
+    async def _store_all(self, prepared: Prepared, sealed: Sequence[SealedUpdate]) -> None:
+        puts = [self._store.put(pack.key, pack.data) for pack in prepared.packs]
+        puts += [self._store.put(one.body_key, one.body) for one in sealed if one.body_key]
+        await gather(puts)
+
+    async def _send_updates(
+        self,
+        context: IndexContext,
+        updates: Sequence[PreparedUpdate],
+        sealed: Sequence[SealedUpdate],
+    ) -> list[Delivered]:
+        futures = []
+        for update, one in zip(updates, sealed, strict=True):
+            route = Route(context.uid, update.shard, context.generation)
+            futures.append(
+                await self._producer.send(
+                    self._updates, one.value, key=route.key, partition=update.partition
+                )
+            )
+        return await gather(futures)
+
+    async def _accept(
+        self, index: str, updates: Sequence[PreparedUpdate], places: Sequence[Delivered]
+    ) -> None:
+        results = await asyncio.to_thread(lambda: [*self._acceptances(index, updates, places)])
+        await self._send_results(results)
+
+    def _acceptances(
+        self, index: str, updates: Sequence[PreparedUpdate], places: Sequence[Delivered]
+    ) -> Iterable[Outgoing]:
+        for update, place in zip(updates, places, strict=True):
+            position = Position(shard=update.shard, partition=place.partition, offset=place.offset)
+            for op, member in zip(update.batch.ops, update.members, strict=True):
+                request = member.incoming.request
+                result = IngestResult(
+                    index=index,
+                    id=request.id,
+                    op=request.op,
+                    status="accepted",
+                    object_id=op.object_id.hex(),
+                    position=position,
+                    source=op.source,
+                    message_id=request.message_id,
+                )
+                yield encode_result(
+                    result, key=op.request_key, reply_key=op.reply_key, identity=self._identity
+                )
+
+    def _rejections(self, refused: Sequence[Refused]) -> Iterable[Outgoing]:
+        for one in refused:
+            request, record = one.request, one.record
+            if request is None or record.key is None:
+                continue
+            result = IngestResult(
+                index=request.index,
+                id=request.id,
+                op=request.op,
+                status="rejected",
+                error=one.error,
+                source=Source(topic=record.topic, partition=record.partition, offset=record.offset),
+                message_id=request.message_id,
+            )
+            reply_key = request.reply.key_bytes() if request.reply is not None else b""
+            try:
+                yield encode_result(
+                    result, key=record.key, reply_key=reply_key, identity=self._identity
+                )
+            except Reject:
+                # Its reply key is what was refused; in clear it would name the id to everybody.
+                continue
+
+    async def _send_results(self, results: Sequence[Outgoing]) -> None:
+        futures = [
+            await self._producer.send(self._results, one.value, key=one.key, headers=one.headers)
+            for one in results
+        ]
+        await gather(futures)
+
+
+async def gather(waiting: Iterable[Awaitable[T]]) -> list[T]:
+    """Await all, then raise the first error: nothing is left without an owner."""
+    done = await asyncio.gather(*waiting, return_exceptions=True)
+    found: list[T] = []
+    for one in done:
+        if isinstance(one, BaseException):
+            raise one
+        found.append(one)
+    return found
