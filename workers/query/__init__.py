@@ -1,0 +1,1 @@
+"""The query worker: from query-request to query-result."""

@@ -1,0 +1,253 @@
+"""Produce documents and wait for what became of them.
+
+`accepted` means durable: the sealed object is stored and its index-update acknowledged.
+`searchable` means that the shard's index-event reached that position, and that no later result
+refused the operation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Final, Literal
+
+from schemas.codec import convert, decode, encode, to_plain
+from schemas.errors import InvalidMessage
+from schemas.event import IndexEvent
+from schemas.ingest import IngestRequest, IngestResult
+from schemas.position import Position
+from schemas.topics import INDEX_EVENT, INGEST_RESULT, PLAINTEXT_INGEST
+from workers.client.connection import Connection, new_id, timed_out
+from workers.client.replies import Listener
+from workers.crypto.info import Info
+from workers.errors import Reject
+from workers.kafka.broker import Record
+from workers.leases.grant import denial
+from workers.leases.signed import verify_record
+
+Wait = Literal["accepted", "searchable"]
+IN_FLIGHT: Final = 2000
+"""Operations `ingest_many` has under way at once."""
+
+
+class Submitted:
+    """An operation that was produced and not yet answered."""
+
+    def __init__(self, index: str, doc_id: str, key: bytes) -> None:
+        self.index = index
+        self.id = doc_id
+        self.key = key
+        self.answer: asyncio.Future[IngestResult] = asyncio.get_running_loop().create_future()
+        self.late_refusal: IngestResult | None = None
+
+
+class Ingestor:
+    """The ingest half of a client. Listens from its first use on."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._topic = connection.topic(PLAINTEXT_INGEST)
+        self._results = Listener(
+            connection.broker, [connection.topic(INGEST_RESULT)], self._on_result
+        )
+        self._events = Listener(
+            connection.broker,
+            [connection.topic(INDEX_EVENT)],
+            self._on_event,
+            from_beginning=True,
+        )
+        self._starting = asyncio.Lock()
+        self._started = False
+        # By the record's key: all operations on one document, in the order they were produced.
+        self._waiting: dict[bytes, dict[str, Submitted]] = {}
+        self._applied: dict[tuple[str, int], int] = {}
+        self._changed = asyncio.Condition()
+
+    async def start(self) -> None:
+        """Listen for results and events; harmless to repeat. Raises Retry, Fatal."""
+        async with self._starting:
+            if not self._started:
+                await self._results.start()
+                await self._events.start()
+                self._started = True
+
+    async def stop(self) -> None:
+        """Stop listening; what is unanswered stays so."""
+        if self._started:
+            await self._results.stop()
+            await self._events.stop()
+        for waiting in self._waiting.values():
+            for submitted in waiting.values():
+                submitted.answer.cancel()
+
+    async def submit(self, operation: dict[str, Any]) -> tuple[str, Submitted]:
+        """Produce one operation; return its message id and what waits for its answer.
+
+        Args:
+            operation: a plaintext-ingest body without `v`, `auth`, `reply`, `message_id` and
+                `issued_ms`, which are added.
+
+        Raises:
+            InvalidMessage: the operation breaks the contract.
+            Reject: UNKNOWN_INDEX. Retry: the broker cannot be reached.
+        """
+        await self.start()
+        session = self._connection.session
+        message_id = new_id()
+        index = str(operation.get("index", ""))
+        request = convert(
+            IngestRequest,
+            {
+                **operation,
+                "v": 1,
+                "auth": to_plain(session.auth(index)),
+                "reply": {"public_key": session.reply_public},
+                "message_id": message_id,
+                "issued_ms": int(time.time() * 1000),
+            },
+        )
+        sealed = session.protection == "sealed"
+        key = session.routing_key(index, request.id) if sealed else f"{index}/{request.id}".encode()
+        value, headers = await self._connection.headers(
+            Info.INGEST_VALUE, index, self._topic, key, encode(request)
+        )
+        submitted = Submitted(index, request.id, key)
+        self._waiting.setdefault(key, {})[message_id] = submitted
+        try:
+            await self._connection.producer.send(self._topic, value, key=key, headers=headers)
+        except BaseException:
+            self._forget(key, message_id)
+            raise
+        return message_id, submitted
+
+    async def ingest(
+        self, operation: dict[str, Any], *, wait: Wait = "accepted", timeout_s: float = 60.0
+    ) -> IngestResult:
+        """Produce one operation and wait for its result.
+
+        Raises:
+            Reject, Retry: the code of the rejected result; DEADLINE_EXCEEDED without an answer.
+            InvalidMessage: the operation breaks the contract.
+        """
+        result = await self._answer(operation, wait, timeout_s)
+        if result.error is not None:
+            raise denial(result.error)
+        return result
+
+    async def ingest_many(
+        self,
+        operations: Iterable[dict[str, Any]],
+        *,
+        wait: Wait = "accepted",
+        timeout_s: float = 300.0,
+        in_flight: int = IN_FLIGHT,
+    ) -> AsyncIterator[IngestResult]:
+        """Produce many operations, at most `in_flight` unanswered; yield their results in order.
+
+        A rejected operation yields its result; the others go on.
+
+        Raises:
+            Retry: DEADLINE_EXCEEDED. InvalidMessage: an operation breaks the contract.
+        """
+        source = iter(operations)
+        under_way: list[tuple[str, Submitted]] = []
+        try:
+            while True:
+                while len(under_way) < in_flight:
+                    operation = next(source, None)
+                    if operation is None:
+                        break
+                    under_way.append(await self.submit(operation))
+                if not under_way:
+                    return
+                batch, under_way = (
+                    under_way[: in_flight // 4 or 1],
+                    under_way[in_flight // 4 or 1 :],
+                )
+                for message_id, submitted in batch:
+                    yield await self._settle(message_id, submitted, wait, timeout_s)
+        finally:
+            for message_id, submitted in under_way:
+                self._forget(submitted.key, message_id)
+
+    async def searchable(self, index: str, position: Position, timeout_s: float) -> None:
+        """Wait until a shard has applied a position.
+
+        Raises:
+            Retry: DEADLINE_EXCEEDED.
+        """
+        await self.start()
+        name = (index, position.shard)
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self._applied.get(name, -1) >= position.offset)
+        except TimeoutError:
+            raise timed_out("index-event of this position", timeout_s) from None
+
+    async def _answer(
+        self, operation: dict[str, Any], wait: Wait, timeout_s: float
+    ) -> IngestResult:
+        message_id, submitted = await self.submit(operation)
+        return await self._settle(message_id, submitted, wait, timeout_s)
+
+    async def _settle(
+        self, message_id: str, submitted: Submitted, wait: Wait, timeout_s: float
+    ) -> IngestResult:
+        """Wait for the result of one operation, and for it to be searchable if asked."""
+        try:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    result = await submitted.answer
+            except TimeoutError:
+                raise timed_out("ingest-result", timeout_s) from None
+            if wait == "searchable" and result.status == "accepted" and result.position:
+                await self.searchable(submitted.index, result.position, timeout_s)
+                # The index worker emits its refusals before the event: one more look finds them.
+                await self._results.caught_up()
+                result = submitted.late_refusal or result
+            return result
+        finally:
+            self._forget(submitted.key, message_id)
+
+    def _forget(self, key: bytes, message_id: str) -> None:
+        waiting = self._waiting.get(key)
+        if waiting is not None:
+            waiting.pop(message_id, None)
+            if not waiting:
+                del self._waiting[key]
+
+    def _on_result(self, record: Record) -> None:
+        waiting = self._waiting.get(record.key or b"")
+        if not waiting:
+            return
+        service = self._connection.directory.key_service.sign_pub
+        verify_record(record, service, ("ingest", "index"), Info.INGEST_RESULT)
+        anyone = next(iter(waiting.values()))
+        value = self._connection.open_reply(record, Info.INGEST_RESULT, anyone.index, anyone.id)
+        try:
+            result = decode(IngestResult, value)
+        except InvalidMessage as error:
+            raise Reject(error.code, error.message) from error
+        submitted = waiting.get(result.message_id or "")
+        if submitted is None:
+            return
+        if not submitted.answer.done():
+            submitted.answer.set_result(result)
+        elif result.status == "rejected":
+            submitted.late_refusal = result
+
+    async def _on_event(self, record: Record) -> None:
+        if record.value is None:
+            return
+        service = self._connection.directory.key_service.sign_pub
+        verify_record(record, service, ("index",), Info.INDEX_EVENT)
+        try:
+            event = decode(IndexEvent, record.value)
+        except InvalidMessage as error:
+            raise Reject(error.code, error.message) from error
+        name = (event.index, event.shard)
+        if event.applied.offset > self._applied.get(name, -1):
+            async with self._changed:
+                self._applied[name] = event.applied.offset
+                self._changed.notify_all()
