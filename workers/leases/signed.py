@@ -1,8 +1,8 @@
 """Signatures that workers put on what they write for others to read: results and events.
 
-A record carries the header `sealstream-sig` (64 bytes, Ed25519 by the worker, domain and parts as in
-`workers.crypto.info`) and the header `sealstream-cert`: the worker's certificate. Who has pinned the
-key service can verify both without asking anybody.
+A record carries the header `sealstream-sig` (64 bytes, Ed25519 by the worker over key and value as
+produced, domain as in `workers.crypto.info`) and the header `sealstream-certificate`: the worker's
+certificate. Who has pinned the key service can verify both without asking anybody.
 """
 
 from __future__ import annotations
@@ -13,25 +13,24 @@ from schemas.errors import ErrorCode
 from schemas.topics import HEADER_SIGNATURE
 from workers.crypto.errors import CryptoError
 from workers.crypto.info import Info
-from workers.crypto.lp import Part
 from workers.crypto.sign import VerifyKey
 from workers.errors import Reject
 from workers.kafka.broker import Headers, Record
 from workers.leases.certificate import Role, WorkerCertificate, WorkerIdentity, verify_certificate
 
-HEADER_CERTIFICATE: Final = "sealstream-cert"
+HEADER_CERTIFICATE: Final = "sealstream-certificate"
 
 
-def signature_headers(identity: WorkerIdentity, kind: Info, *parts: Part) -> Headers:
-    """Sign `parts` as a worker; return the two headers."""
+def signature_headers(identity: WorkerIdentity, kind: Info, key: bytes, value: bytes) -> Headers:
+    """Sign a record as a worker; return the two headers."""
     return (
-        (HEADER_SIGNATURE, identity.signing_key.sign(kind, *parts)),
+        (HEADER_SIGNATURE, identity.signing_key.sign(kind, key, value)),
         (HEADER_CERTIFICATE, identity.certificate.encoded),
     )
 
 
 def verify_record(
-    record: Record, service: VerifyKey, roles: tuple[Role, ...], kind: Info, *parts: Part
+    record: Record, service: VerifyKey, roles: tuple[Role, ...], kind: Info
 ) -> WorkerCertificate:
     """Check that a certified worker of one of `roles` signed a record.
 
@@ -46,9 +45,7 @@ def verify_record(
     if certificate.role not in roles:
         raise Reject(ErrorCode.UNAUTHENTICATED, "the record is signed by a worker of another role")
     try:
-        certificate.verify_key.verify(signature, kind, *parts)
+        certificate.verify_key.verify(signature, kind, record.key or b"", record.value or b"")
     except CryptoError as error:
-        raise Reject(
-            ErrorCode.UNAUTHENTICATED, "the record's signature does not verify"
-        ) from error
+        raise Reject(ErrorCode.UNAUTHENTICATED, "the record's signature does not verify") from error
     return certificate
