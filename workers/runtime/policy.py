@@ -1,8 +1,8 @@
 """What a worker tells the runtime: how to batch, how to retry, when to wait, what to do.
 
-Ordering rule of a `PartitionHandler`, all calls from one task, never two at once:
-`start` -> (`process`)* -> `stop`, and again from `start` after a fence. `stop` is called exactly
-once for each `start` that was begun, also when that failed.
+Ordering rule of a `PartitionHandler`, one call after the other, never two at once:
+`start` -> (`process`)* -> [`drain`] -> `stop`, and again from `start` after a fence or a failed
+start. Whatever happened, `stop` is called after `start`, and before the next one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from workers.kafka.broker import TP, Record
 
@@ -24,7 +24,7 @@ class BatchPolicy:
         max_bytes: bytes of a batch; a single larger record makes a batch of its own.
         linger_s: seconds that the first record of a batch waits for more.
         max_buffered_bytes: bytes held ready for all partitions together. Every partition may hold
-            one batch, so no partition can starve another.
+            one batch, so no partition can starve another; a fetch may add 1 MiB to each.
     """
 
     max_records: int = 500
@@ -114,5 +114,20 @@ class PartitionHandler(Protocol):
         ...
 
     async def stop(self) -> None:
-        """Drop state. No `process` runs; nothing can be committed any more."""
+        """Drop state. No `process` runs; nothing can be committed any more.
+
+        It may come without a `start`, when the worker stops before the gate opened.
+        """
+        ...
+
+
+@runtime_checkable
+class DrainingHandler(PartitionHandler, Protocol):
+    """A handler with work in the background that should end before the partition goes."""
+
+    async def drain(self) -> int:
+        """End what was begun, wait for nothing that is unavailable; return as `process`.
+
+        Called once, after the last `process`; cancelled when the drain takes too long.
+        """
         ...

@@ -56,7 +56,7 @@ class Counter(Metric):
 
     _values: dict[Labels, float] = field(default_factory=dict)
 
-    def inc(self, amount: float = 1, **labels: str) -> None:
+    def inc(self, amount: float = 1, /, **labels: str) -> None:
         """Add `amount`."""
         key = self.key(labels)
         self._values[key] = self._values.get(key, 0) + amount
@@ -81,7 +81,7 @@ class Gauge(Metric):
 
     _values: dict[Labels, float] = field(default_factory=dict)
 
-    def set(self, value: float, **labels: str) -> None:
+    def set(self, value: float, /, **labels: str) -> None:
         """Replace the number."""
         self._values[self.key(labels)] = value
 
@@ -111,7 +111,7 @@ class Histogram(Metric):
     _counts: dict[Labels, list[int]] = field(default_factory=dict)
     _sums: dict[Labels, float] = field(default_factory=dict)
 
-    def observe(self, value: float, **labels: str) -> None:
+    def observe(self, value: float, /, **labels: str) -> None:
         """Count one value."""
         key = self.key(labels)
         counts = self._counts.setdefault(key, [0] * (len(self.bounds) + 1))
