@@ -31,7 +31,7 @@ GroupId = NewType("GroupId", str)
 MAX_ID_BYTES: Final = 512
 MAX_NAME_CHARS: Final = 128
 
-_END: Final = "(?!\n)$"
+_END: Final = r"(?!\n)$"
 INDEX_PATTERN: Final = r"^[a-z0-9][a-z0-9._/-]{0,127}" + _END
 UUID_PATTERN: Final = (
     "^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}" + _END

@@ -33,7 +33,7 @@ from schemas.index import (
 from schemas.ingest import Keyword, MetadataValue, ReplyKey, check_signed
 from schemas.message import Answer, AnswerPart, Part, Request
 from schemas.position import MinPosition, Partition
-from schemas.topics import DEAD_LETTER_SUFFIX, QUERY_RESULT
+from schemas.topics import QUERY_RESULT
 from schemas.values import Binary, Vector
 
 Words = Annotated[str, Meta(min_length=1)]
@@ -44,8 +44,9 @@ Operator = Literal["or", "and"]
 Always = Annotated[bool, Meta(extra_json_schema={"const": True})]
 Cursor = Annotated[str, Meta(min_length=1, max_length=8192)]
 
-_TOPIC: Final = re.compile(r"query-result(\.[A-Za-z0-9._-]+)?")
-_MAX_TOPIC_CHARS: Final = 200
+REPLY_TOPIC_PATTERN: Final = r"^query-result(\.[A-Za-z0-9._-]+)?(?<!\.dead-letter)(?!\n)$"
+_reply_topic: Final = re.compile(REPLY_TOPIC_PATTERN).match
+MAX_TOPIC_CHARS: Final = 200
 
 
 class QueryKind:
@@ -238,12 +239,7 @@ class Reply(ReplyKey, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         ReplyKey.__post_init__(self)
-        name = self.topic
-        if (
-            not _TOPIC.fullmatch(name)
-            or len(name) > _MAX_TOPIC_CHARS
-            or name.endswith(DEAD_LETTER_SUFFIX)
-        ):
+        if len(self.topic) > MAX_TOPIC_CHARS or not _reply_topic(self.topic):
             raise InvalidMessage("must be query-result or match query-result.*", "topic")
 
 
