@@ -1,0 +1,174 @@
+"""Compaction of a live shard: merges beside the updates, publishes under the same lock.
+
+1. Under the lock: take the tables (they are never changed in place).
+2. Without it: read the inputs, merge in a thread, store the output.
+3. Under the lock: if the inputs are still live, kill in the output what was killed in them
+   meanwhile, and publish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from workers.chain.bitmap import DeadRows
+from workers.chain.codec import Codec, Regroup
+from workers.chain.compact import Merged, choose, merge_segments
+from workers.chain.core import ShardCore
+from workers.chain.head import Deletes
+from workers.chain.kinds import NodeKind
+from workers.chain.retain import retain
+from workers.chain.segment_file import SegmentFile, SegmentGone, gather_all
+from workers.chain.state import SegmentTable
+from workers.chain.whole import WholeSegment
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What a compaction did: segments merged, rows and bytes before and after."""
+
+    inputs: int
+    rows_in: int
+    rows_out: int
+    bytes_in: int
+    bytes_out: int
+
+
+class Compactor:
+    """Compacts the shard of `core`, one compaction at a time.
+
+    Args:
+        codecs: merge the nodes of each kind.
+        retention_ms: see `retain.py`.
+        max_segment_bytes: see `compact.py`.
+    """
+
+    def __init__(
+        self,
+        core: ShardCore,
+        codecs: Mapping[NodeKind, Codec],
+        *,
+        retention_ms: int,
+        max_segment_bytes: int,
+    ) -> None:
+        self._core = core
+        self._codecs = codecs
+        self._retention_ms = retention_ms
+        self._max_segment_bytes = max_segment_bytes
+        self._lock = asyncio.Lock()
+
+    @property
+    def due(self) -> bool:
+        """Whether there is something to merge."""
+        return bool(choose(self._core.known_tables, self._max_segment_bytes))
+
+    async def run(
+        self,
+        *,
+        everything: bool = False,
+        regroup: Regroup | None = None,
+        epoch: int | None = None,
+        vector: bytes | None = None,
+    ) -> Compaction | None:
+        """Merge once; see `ShardWriter.compact`."""
+        core = self._core
+        async with self._lock:
+            async with core.lock:
+                tables = list(await core.tables())
+            chosen = (
+                list(range(len(tables))) if everything else choose(tables, self._max_segment_bytes)
+            )
+            if not chosen:
+                return None
+            inputs = [tables[i] for i in chosen]
+            merged = await self._merge(tables, chosen, regroup, epoch)
+            if merged.built is not None:
+                await core.store_parts(merged.built, [], [], [])
+            async with core.lock:
+                await self._publish(inputs, merged, vector)
+        return Compaction(
+            inputs=len(inputs),
+            rows_in=sum(table.ref.rows for table in inputs),
+            rows_out=len(merged.rows),
+            bytes_in=sum(table.ref.size for table in inputs),
+            bytes_out=merged.built.ref.size if merged.built else 0,
+        )
+
+    async def _merge(
+        self,
+        tables: Sequence[SegmentTable],
+        chosen: Sequence[int],
+        regroup: Regroup | None,
+        epoch: int | None,
+    ) -> Merged:
+        core = self._core
+        files = [
+            SegmentFile(core.store, None, core.index_uid, core.shard, tables[i].ref, core.keys)
+            for i in chosen
+        ]
+        try:
+            whole = await gather_all([file.load_whole() for file in files])
+        except SegmentGone as gone:
+            async with core.lock:
+                raise await core.missing() from gone
+        highest = max(tables[i].ref.epoch for i in chosen)
+        ctx = core.context(highest if epoch is None else epoch)
+
+        def work() -> Merged:
+            retained = [
+                retain(tables, i, now_ms=ctx.now_ms, retention_ms=self._retention_ms)
+                for i in chosen
+            ]
+            segments = [WholeSegment(file.ref, file.data, file.seals()) for file in whole]
+            return merge_segments(ctx, segments, retained, self._codecs, regroup)
+
+        return await asyncio.to_thread(work)
+
+    async def _publish(
+        self, inputs: Sequence[SegmentTable], merged: Merged, vector: bytes | None
+    ) -> None:
+        """Replace the inputs by the output.
+
+        Only a compaction removes segments, and there is one at a time: the inputs are live unless
+        the shard was fenced and loaded anew meanwhile.
+        """
+        core = self._core
+        head = core.head
+        now = {table.ref.uid: table for table in await core.tables()}
+        dead = _dead_now(inputs, now, merged)
+        gone = {table.ref.uid for table in inputs}
+        tables = [table for uid, table in now.items() if uid not in gone]
+        entries = dict(zip((ref.uid for ref in head.segments), head.deletes, strict=True))
+        before = [entries[table.ref.uid] for table in tables]
+        killed = [np.zeros(0, np.int64) for _ in tables]
+        if merged.built is not None:
+            tables.append(SegmentTable.of_rows(merged.built.ref, merged.rows, dead))
+            before.append(Deletes())
+            killed.append(dead.astype(np.int64))
+        deletes = await core.store_parts(None, tables, before, killed)
+        rows = sum(table.ref.rows for table in tables)
+        head = msgspec.structs.replace(
+            head,
+            segments=[table.ref for table in tables],
+            deletes=deletes,
+            generation=core.generation,
+            stats=msgspec.structs.replace(head.stats, rows=rows),
+            vector=head.vector if vector is None else vector,
+        )
+        await core.publish(head, tables)
+
+
+def _dead_now(
+    inputs: Sequence[SegmentTable], now: Mapping[bytes, SegmentTable], merged: Merged
+) -> DeadRows:
+    """Return the dead rows of the output, with those killed since the merge began."""
+    parts = [merged.dead.astype(np.int64)]
+    for table, table_map in zip(inputs, merged.table_maps, strict=True):
+        since = np.setdiff1d(now[table.ref.uid].dead, table.dead)
+        new = table_map[since]
+        parts.append(new[new >= 0])
+    return np.unique(np.concatenate(parts)).astype(np.uint32)

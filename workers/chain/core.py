@@ -1,0 +1,183 @@
+"""What updates, compaction and sweeping of a shard share: head, tables, one lock to publish.
+
+Invariant: the tables describe the segments of the head; both change only after a publication.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.chain.bitmap import fold_deletes
+from workers.chain.faults import damaged, fenced
+from workers.chain.head import Deletes, Head, HeadSigner, OpenedHead, VerifyWriter
+from workers.chain.kinds import Padding, SegmentKeys
+from workers.chain.load import load_tables
+from workers.chain.publish import HeadStore
+from workers.chain.seals import SegmentSeals
+from workers.chain.segment import BuiltSegment, SegmentContext
+from workers.chain.segment_file import SegmentGone, gather_all
+from workers.chain.state import SegmentTable
+from workers.errors import SealstreamError
+from workers.storage import layout
+from workers.storage.errors import NotFound
+from workers.storage.store import Store
+
+
+class ShardCore:
+    """One shard under its writer. Hold `lock` around everything that reads `head` to publish.
+
+    Args:
+        store: read and write credentials.
+        keys: segment keys by generation.
+        signer: the worker as a writer of heads.
+        verify_writer: checks who signed a head that is loaded.
+        generation: key generation of what is written from now on.
+        padding: level of what is written from now on.
+        clock_ms: milliseconds since 1970.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        index_uid: bytes,
+        shard: int,
+        keys: SegmentKeys,
+        signer: HeadSigner,
+        verify_writer: VerifyWriter,
+        *,
+        generation: int,
+        padding: Padding,
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self.store = store
+        self.index_uid = index_uid
+        self.shard = shard
+        self.keys = keys
+        self.generation = generation
+        self.padding = padding
+        self.clock_ms = clock_ms
+        self.lock = asyncio.Lock()
+        self._heads = HeadStore(store, index_uid, shard, keys, signer, verify_writer)
+        self._tables: list[SegmentTable] | None = None
+
+    @property
+    def opened(self) -> OpenedHead:
+        """The head as last loaded or published.
+
+        Raises:
+            Fenced: `load` must run first.
+        """
+        return self._heads.opened
+
+    @property
+    def head(self) -> Head:
+        """The contents of `opened`."""
+        return self._heads.opened.head
+
+    @property
+    def known_tables(self) -> list[SegmentTable]:
+        """The tables if they are loaded, else []."""
+        return self._tables or []
+
+    async def load(self, min_version: int) -> Head:
+        """Read the head, forget the tables. Writes nothing."""
+        self._tables = None
+        return (await self._heads.load(self.generation, min_version)).head
+
+    async def tables(self) -> list[SegmentTable]:
+        """Return the tables of the live segments, loading them when needed.
+
+        Raises:
+            Fenced: the head changed while loading.
+            Damaged: a part does not authenticate, or is missing though the head names it.
+            Retry: the store or a key is unavailable.
+        """
+        head = self.head
+        if self._tables is None:
+            try:
+                self._tables = await load_tables(self.store, head, self.keys)
+            except (SegmentGone, NotFound) as exc:
+                raise await self.missing() from exc
+        return self._tables
+
+    async def missing(self) -> SealstreamError:
+        """Return the error for an object that the head names and the store does not have."""
+        version = self.head.version
+        if (await self._heads.load(self.generation)).head.version != version:
+            self._tables = None
+            return fenced(f"another writer published shard {self.shard}; load it again")
+        return damaged(f"an object that the head of shard {self.shard} names is missing")
+
+    async def publish(self, head: Head, tables: Sequence[SegmentTable] | None) -> OpenedHead:
+        """Publish `head`, whose segments `tables` describe (None: not loaded).
+
+        Raises:
+            Fenced: another writer owns the shard.
+            Retry: no lease for the key; nothing was written.
+        """
+        head = msgspec.structs.replace(head, written_ms=self.clock_ms())
+        opened = await self._heads.publish(head)
+        self._tables = None if tables is None else list(tables)
+        return opened
+
+    def context(self, epoch: int) -> SegmentContext:
+        """Return what a new segment is built for.
+
+        Raises:
+            Retry: no lease for the key generation.
+        """
+        return SegmentContext(
+            index_uid=self.index_uid,
+            shard=self.shard,
+            segment_key=self.keys(self.generation),
+            generation=self.generation,
+            padding=self.padding,
+            now_ms=self.clock_ms(),
+            epoch=epoch,
+        )
+
+    async def store_parts(
+        self,
+        built: BuiltSegment | None,
+        tables: Sequence[SegmentTable],
+        before: Sequence[Deletes],
+        killed: Sequence[NDArray[np.int64]],
+    ) -> list[Deletes]:
+        """Store a new segment and the bitmaps that are due; return the head's `deletes`.
+
+        Args:
+            built: a segment that is not yet stored, or None.
+            tables: the live segments of the next head, with all their dead rows.
+            before: their present entries (an empty one for a new segment).
+            killed: their dead rows that `before` lacks.
+        """
+        writes: list[tuple[str, bytes]] = []
+        if built is not None and built.data:
+            writes.append((layout.segment(self.index_uid, self.shard, built.uid), built.data))
+        deletes: list[Deletes] = []
+        for table, entry, rows in zip(tables, before, killed, strict=True):
+            uid = os.urandom(16)
+            after, blob = fold_deletes(
+                entry,
+                table.ref,
+                table.dead,
+                rows,
+                uid=uid,
+                generation=self.generation,
+                seals=self._seals,
+                level=self.padding,
+            )
+            deletes.append(after)
+            if blob is not None:
+                writes.append((layout.deletes(self.index_uid, self.shard, uid), blob))
+        await gather_all([self.store.put(key, data) for key, data in writes])
+        return deletes
+
+    def _seals(self, uid: bytes) -> SegmentSeals:
+        return SegmentSeals(self.index_uid, self.shard, uid, self.keys(self.generation))

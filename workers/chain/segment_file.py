@@ -1,0 +1,256 @@
+"""Reading parts of one live segment: from the head, from one GET of a small object, or by ranges.
+
+Invariant: everything returned has been opened under the key of its own place (`seals.py`), so it is
+authentic. Opened blocks are what the cache keeps (decrypting again for every query would cost more
+than the search), so a cache holds plaintext of the index; a lapsed lease still stops every read,
+because the key is asked for first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import msgspec
+import numpy as np
+
+from workers.chain.faults import damaged
+from workers.chain.head import SegmentRef
+from workers.chain.kinds import BlockKind, Padding, SegmentKeys
+from workers.chain.seals import SegmentSeals
+from workers.chain.segment import Directory
+from workers.storage import layout
+from workers.storage.cache import BlockCache
+from workers.storage.errors import NotFound
+from workers.storage.store import Store
+
+T = TypeVar("T")
+
+WHOLE_BYTES = 256 * 1024
+"""Segments up to this size are read with one GET: cheaper than ranges, and it hides which part was
+wanted."""
+THREAD_BYTES = 64 * 1024
+
+
+class SegmentGone(Exception):  # noqa: N818 - named by what happened
+    """Raised when the object of a segment does not exist (any more)."""
+
+    def __init__(self, uid: bytes) -> None:
+        super().__init__("a segment is gone from the store")
+        self.uid = uid
+
+
+@dataclass(slots=True)
+class ReadStats:
+    """What reading cost: requests and bytes to the store, parts served from the cache."""
+
+    gets: int = 0
+    bytes: int = 0
+    cache_hits: int = 0
+    dummies: int = 0
+
+
+class SegmentFile:
+    """One segment and the means to read it.
+
+    Args:
+        data: the whole segment when the caller has read it, else None.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        cache: BlockCache | None,
+        index_uid: bytes,
+        shard: int,
+        ref: SegmentRef,
+        keys: SegmentKeys,
+        data: bytes | None = None,
+    ) -> None:
+        self.ref = ref
+        self.key = layout.segment(index_uid, shard, ref.uid)
+        self.bucket_lengths = np.frombuffer(ref.bucket_lengths, "<u4")
+        self.bucket_places = ref.buckets_at + np.concatenate(
+            ([0], np.cumsum(self.bucket_lengths[:-1], dtype=np.int64))
+        )
+        self._store = store
+        self._cache = cache
+        self._index_uid = index_uid
+        self._shard = shard
+        self._keys = keys
+        self._data = data if data is not None else (ref.inline or None)
+        if self._data is not None and ref.inline:
+            self._check_whole(self._data)
+        self._directory: Directory | None = None
+        self._opened_key = self.key + "#open"
+
+    @property
+    def data(self) -> bytes:
+        """All bytes, on what `load_whole` returned.
+
+        Raises:
+            ValueError: they are not in memory.
+        """
+        if self._data is None:
+            raise ValueError("this segment was not loaded whole")
+        return self._data
+
+    @property
+    def padding(self) -> Padding:
+        """The padding level it was built with."""
+        return cast("Padding", self.ref.padding)
+
+    def seals(self) -> SegmentSeals:
+        """Return the segment's keys, for one operation.
+
+        Raises:
+            Retry: there is no lease for its key generation.
+        """
+        key = self._keys(self.ref.generation)
+        return SegmentSeals(self._index_uid, self._shard, self.ref.uid, key)
+
+    async def load_whole(self, stats: ReadStats | None = None) -> SegmentFile:
+        """Return this segment with all its bytes in memory, for reading most of it."""
+        if self._data is not None:
+            return self
+        data = await self._get_whole(stats or ReadStats())
+        return SegmentFile(
+            self._store, None, self._index_uid, self._shard, self.ref, self._keys, data
+        )
+
+    async def read(self, place: int, length: int, stats: ReadStats) -> bytes:
+        """Return sealed bytes.
+
+        Raises:
+            SegmentGone: the object does not exist.
+            Damaged: it ends before `place`, or is small and not what the head says.
+        """
+        if self._data is not None:
+            return self._data[place : place + length]
+        if self.ref.size <= WHOLE_BYTES and self._cache is not None:
+            whole = await self._cache.get((self.key, 0, 0), lambda: self._get_whole(stats))
+            return whole[place : place + length]
+        stats.gets += 1
+        stats.bytes += length
+        try:
+            return await self._store.get_range(self.key, place, length)
+        except NotFound as exc:
+            raise SegmentGone(self.ref.uid) from exc
+        except ValueError as exc:
+            raise damaged(f"a segment of shard {self._shard} is truncated") from exc
+
+    async def block(
+        self, kind: BlockKind, number: int, place: int, length: int, stats: ReadStats
+    ) -> bytes:
+        """Return an opened block at a known place."""
+        seals = self.seals()
+
+        async def load() -> bytes:
+            blob = await self.read(place, length, stats)
+            if length < THREAD_BYTES:
+                return seals.open_block(kind, number, blob)
+            return await asyncio.to_thread(seals.open_block, kind, number, blob)
+
+        if self._cache is None:
+            return await load()
+        block_id = (self._opened_key, place, length)
+        hit = self._cache.peek(block_id)
+        if hit is not None:
+            stats.cache_hits += 1
+            return hit
+        return await self._cache.get(block_id, load)
+
+    async def directory(self, stats: ReadStats) -> Directory:
+        """Return the segment's directory."""
+        if self._directory is None:
+            ref = self.ref
+            block = await self.block(
+                BlockKind.DIRECTORY, 0, ref.directory_at, ref.directory_length, stats
+            )
+            self._directory = _decode_directory(block)
+        return self._directory
+
+    async def bucket(self, number: int, stats: ReadStats) -> bytes:
+        """Return an opened bucket."""
+        place, length = int(self.bucket_places[number]), int(self.bucket_lengths[number])
+        return await self.block(BlockKind.BUCKET, number, place, length, stats)
+
+    async def run_of(self, kind: BlockKind, stats: ReadStats) -> tuple[int, int]:
+        """Return a column's rows per block and its number of blocks; (0, 0) if it is absent."""
+        column = (await self.directory(stats)).columns.get(kind)
+        return (0, 0) if column is None else (column[0], len(column[2]) // 4)
+
+    async def blocks(
+        self, kind: BlockKind, numbers: Sequence[int], stats: ReadStats
+    ) -> list[bytes]:
+        """Return opened blocks of a column, read in parallel.
+
+        Raises:
+            Damaged: the column has no such block.
+        """
+        column = (await self.directory(stats)).columns.get(kind)
+        lengths = np.frombuffer(column[2] if column else b"", "<u4").astype(np.int64)
+        if column is None or (len(numbers) and max(numbers) >= len(lengths)):
+            raise damaged(f"a {kind.name} block of shard {self._shard} is missing")
+        places = column[1] + np.cumsum(lengths) - lengths
+        wanted = [(number, int(places[number]), int(lengths[number])) for number in numbers]
+        return await gather_all([self.block(kind, *one, stats) for one in wanted])
+
+    async def whole_column(self, kind: BlockKind, stats: ReadStats) -> list[bytes]:
+        """Return all opened blocks of a column with one request, opened in a thread, not cached."""
+        column = (await self.directory(stats)).columns.get(kind)
+        if column is None:
+            return []
+        lengths = np.frombuffer(column[2], "<u4").tolist()
+        blob = await self.read(column[1], sum(lengths), stats)
+        seals = self.seals()
+
+        def open_all() -> list[bytes]:
+            opened, at = [], 0
+            for number, length in enumerate(lengths):
+                opened.append(seals.open_block(kind, number, blob[at : at + length]))
+                at += length
+            return opened
+
+        return await asyncio.to_thread(open_all)
+
+    async def _get_whole(self, stats: ReadStats) -> bytes:
+        stats.gets += 1
+        stats.bytes += self.ref.size
+        try:
+            data = (await self._store.get(self.key)).data
+        except NotFound as exc:
+            raise SegmentGone(self.ref.uid) from exc
+        await asyncio.to_thread(self._check_whole, data)
+        return data
+
+    def _check_whole(self, data: bytes) -> None:
+        if hashlib.sha256(data).digest() != self.ref.sha256:
+            raise damaged(f"a segment of shard {self._shard} is not the one its head names")
+
+
+def _decode_directory(block: bytes) -> Directory:
+    try:
+        return msgspec.msgpack.decode(block, type=Directory)
+    except msgspec.MsgspecError as exc:
+        raise damaged("the directory of a segment cannot be read") from exc
+
+
+async def gather_all(tasks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all in parallel.
+
+    On the first failure cancel the others, wait for them to end, and raise it.
+    """
+    if len(tasks) == 1:
+        return [await tasks[0]]
+    running = [asyncio.ensure_future(task) for task in tasks]
+    try:
+        return list(await asyncio.gather(*running))
+    except BaseException:
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        raise

@@ -1,0 +1,131 @@
+"""Garbage: what no head names any more, or never named.
+
+Storage does not say when a segment was dropped, and a list of dropped ones in the head would grow
+with the update rate. So: mark and sweep. `shards/<n>/garbage` notes when each unnamed object was
+first seen unnamed; it is deleted when that is `grace_ms` ago and it is still unnamed. Readers of
+older snapshots have that long; an upload that is about to be named is safe, too. Before anything is
+deleted the head is published once more: that fences a writer stalled since before its own segment
+was marked, whose head could otherwise name it after it is gone.
+
+Uids are random and never reused, so an object cannot come back to life. A garbage note that does
+not open counts as none: sweeping then merely starts over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from workers.chain.core import ShardCore
+from workers.crypto.errors import OpenFailed
+from workers.crypto.seal import SealPurpose, open_sealed, read_header, seal
+from workers.storage import layout
+from workers.storage.errors import NotFound
+from workers.storage.store import Store
+
+GRACE_MS = 86_400_000
+_OBJECT_ID = b"garbage".ljust(16, bytes(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep did: objects deleted, and unnamed ones still waiting for their grace to pass."""
+
+    deleted: int
+    waiting: int
+
+
+async def sweep_shard(core: ShardCore, *, grace_ms: int = GRACE_MS) -> Swept:
+    """Delete segments and bitmaps of a shard that have been garbage for `grace_ms`.
+
+    Raises:
+        Fenced: another writer owns the shard; nothing was deleted.
+        Retry: the store or a key is unavailable.
+    """
+    note_key = f"{layout.shard_prefix(core.index_uid, core.shard)}garbage"
+    noted = await _read_note(core, note_key)
+    # List first: what is named afterwards by a newer head is then not mistaken for garbage.
+    listed = [
+        key
+        for folder in ("segments/", "deletes/")
+        for key in await _keys(core.store, layout.shard_prefix(core.index_uid, core.shard) + folder)
+    ]
+    now_ms = core.clock_ms()
+    async with core.lock:
+        named = _named(core)
+        marks = {key: noted.get(key, now_ms) for key in listed if key not in named}
+        due = [key for key, since_ms in marks.items() if since_ms <= now_ms - grace_ms]
+        if due:
+            await core.publish(core.head, core.known_tables or None)
+    await core.store.delete(due)
+    waiting = {key: since_ms for key, since_ms in marks.items() if key not in set(due)}
+    if waiting != noted:
+        await core.store.put(note_key, _seal_note(core, waiting))
+    return Swept(len(due), len(waiting))
+
+
+async def sweep_packs(
+    store: Store, index_uid: bytes, named: set[bytes], *, now_ms: int, min_age_ms: int
+) -> int:
+    """Delete packs of an index that no live segment names; return how many.
+
+    Args:
+        store: read and write credentials.
+        index_uid: the index.
+        named: uids of the packs named by the live segments of *all* shards.
+        now_ms: milliseconds since 1970.
+        min_age_ms: younger packs stay: the updates that name them may not be applied yet. At least
+            the retention of index-update (and of `index-update.parked`) plus 24 h for readers.
+    """
+    due = []
+    async for entry in store.list(layout.packs_prefix(index_uid)):
+        if entry.modified_ms > now_ms - min_age_ms:
+            continue
+        if layout.last_uid(entry.key) not in named:
+            due.append(entry.key)
+    await store.delete(due)
+    return len(due)
+
+
+async def _keys(store: Store, prefix: str) -> list[str]:
+    return [entry.key async for entry in store.list(prefix)]
+
+
+def _named(core: ShardCore) -> set[str]:
+    head = core.head
+    named = {layout.segment(core.index_uid, core.shard, ref.uid) for ref in head.segments}
+    named |= {
+        layout.deletes(core.index_uid, core.shard, deletes.base)
+        for deletes in head.deletes
+        if deletes.base
+    }
+    return named
+
+
+async def _read_note(core: ShardCore, key: str) -> dict[str, int]:
+    try:
+        blob = (await core.store.get(key)).data
+        plain = open_sealed(
+            core.keys(read_header(blob).generation),
+            blob,
+            purpose=SealPurpose.DELETES,
+            index_uid=core.index_uid,
+            object_id=_OBJECT_ID,
+            associated_data=core.shard.to_bytes(4, "big"),
+        )
+        return msgspec.msgpack.decode(plain, type=dict[str, int])
+    except (NotFound, OpenFailed, ValueError, msgspec.MsgspecError):
+        return {}
+
+
+def _seal_note(core: ShardCore, marks: dict[str, int]) -> bytes:
+    return seal(
+        core.keys(core.generation),
+        msgspec.msgpack.encode(marks),
+        purpose=SealPurpose.DELETES,
+        generation=core.generation,
+        index_uid=core.index_uid,
+        object_id=_OBJECT_ID,
+        associated_data=core.shard.to_bytes(4, "big"),
+    )

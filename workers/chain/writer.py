@@ -1,0 +1,261 @@
+"""The only writer of a shard: applies batches of operations exactly once.
+
+Order of a batch: decide (`resolve.py`) -> build and PUT the segment and bitmaps -> PUT the head.
+Data and position change in that last conditional write; before it nothing is visible and memory is
+unchanged, so after a `Retry` the whole batch may be applied again. After `Fenced` the writer must
+`load()` again and its caller seek to `applied + 1`.
+
+`apply` is called by one task at a time; `compact` and `sweep` may run beside it in others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from workers.chain.assemble import assemble
+from workers.chain.codec import Codec, Regroup
+from workers.chain.compact import MAX_LIVE_SEGMENTS, MAX_SEGMENT_BYTES
+from workers.chain.compactor import Compaction, Compactor
+from workers.chain.core import ShardCore
+from workers.chain.head import Deletes, Head, HeadSigner, VerifyWriter
+from workers.chain.kinds import NodeKind, Padding, SegmentKeys
+from workers.chain.ops import Accepted, OpStatus, Outcome, PendingBatch, Published
+from workers.chain.resolve import Resolution, resolve
+from workers.chain.segment import BuiltSegment, build_segment
+from workers.chain.state import SegmentTable, change_stats
+from workers.chain.sweep import GRACE_MS, Swept, sweep_shard
+from workers.storage.store import Store
+
+DAY_MS = 86_400_000
+
+
+class _Decided(NamedTuple):
+    resolution: Resolution
+    built: BuiltSegment | None
+    table: SegmentTable | None
+
+
+class ShardWriter:
+    """Writes one shard. Memory: about 90 bytes per row, and four times the bytes of a compaction.
+
+    Args:
+        store: read and write credentials.
+        keys: segment keys by generation.
+        signer: the worker as a writer of heads.
+        verify_writer: checks who signed a head that is loaded.
+        codecs: merge the nodes of each kind.
+        generation: key generation of what is written from now on (see `use_generation`).
+        padding: level of what is written from now on.
+        retention_ms: how long after it was applied an operation's late duplicate may come.
+        max_segment_bytes: larger segments are not merged further while there is room.
+        clock_ms: milliseconds since 1970.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        index_uid: bytes,
+        shard: int,
+        keys: SegmentKeys,
+        signer: HeadSigner,
+        verify_writer: VerifyWriter,
+        codecs: Mapping[NodeKind, Codec],
+        *,
+        generation: int = 1,
+        padding: Padding = "standard",
+        retention_ms: int = 2 * DAY_MS,
+        max_segment_bytes: int = MAX_SEGMENT_BYTES,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self.index_uid = index_uid
+        self.shard = shard
+        self._core = ShardCore(
+            store,
+            index_uid,
+            shard,
+            keys,
+            signer,
+            verify_writer,
+            generation=generation,
+            padding=padding,
+            clock_ms=clock_ms,
+        )
+        self._compactor = Compactor(
+            self._core,
+            codecs,
+            retention_ms=retention_ms,
+            max_segment_bytes=max_segment_bytes,
+        )
+
+    @property
+    def head(self) -> Head:
+        """The head as last loaded or published.
+
+        Raises:
+            Fenced: `load` must run first.
+        """
+        return self._core.head
+
+    @property
+    def head_sha256(self) -> bytes:
+        """SHA-256 of the head object; zeros before the first."""
+        return self._core.opened.sha256
+
+    @property
+    def needs_compaction(self) -> bool:
+        """Whether `compact` would find something to merge."""
+        return self._compactor.due
+
+    def use_generation(self, generation: int) -> None:
+        """Seal what is written from now on under another key generation."""
+        self._core.generation = generation
+
+    async def load(self, min_version: int = 0) -> int:
+        """Read the head and return `applied`. Writes nothing; tables come with the first batch.
+
+        Args:
+            min_version: a version that somebody trusted has seen.
+
+        Raises:
+            Damaged: the head does not authenticate or was rolled back.
+            Retry: the store or the key is unavailable.
+        """
+        async with self._core.lock:
+            return (await self._core.load(min_version)).applied
+
+    async def apply(self, batch: PendingBatch) -> Published:
+        """Apply a batch and publish it. A batch at or below `applied` changes nothing.
+
+        With the most live segments allowed, a compaction comes first: that is the back-pressure.
+
+        Raises:
+            Fenced: another writer owns the shard.
+            Damaged: stored data does not authenticate.
+            Retry: the store or the key is unavailable; nothing was applied.
+        """
+        if len(self.head.segments) >= MAX_LIVE_SEGMENTS:
+            await self._compactor.run()
+        async with self._core.lock:
+            if batch.offset <= self.head.applied:
+                return self._published([Outcome(OpStatus.IGNORED, 0, None)] * len(batch.ops))
+            tables = await self._core.tables()
+            decided = await asyncio.to_thread(self._decide, tables, batch)
+            await self._publish(tables, batch, decided)
+            return self._published(decided.resolution.outcomes)
+
+    async def publish_state(
+        self, *, vector: bytes | None = None, versions: Mapping[str, str] | None = None
+    ) -> int:
+        """Publish a new vector state or new analyzer and codec versions; return the head's version.
+
+        Without arguments it publishes the head unchanged, which fences every other writer.
+
+        Raises:
+            Fenced: another writer owns the shard.
+        """
+        async with self._core.lock:
+            head = self.head
+            changed = msgspec.structs.replace(
+                head,
+                vector=head.vector if vector is None else vector,
+                versions=head.versions if versions is None else dict(versions),
+            )
+            opened = await self._core.publish(changed, self._core.known_tables or None)
+            return opened.head.version
+
+    async def compact(
+        self,
+        *,
+        everything: bool = False,
+        regroup: Regroup | None = None,
+        epoch: int | None = None,
+        vector: bytes | None = None,
+    ) -> Compaction | None:
+        """Merge what the policy chooses; None when there is nothing to merge.
+
+        It works beside `apply` on a snapshot and takes the publish lock only to publish; rows that
+        were killed meanwhile are killed in its output too.
+
+        Args:
+            everything: merge all segments: for retraining, rotation and shredding.
+            regroup: makes the CODES nodes anew; needed when the epochs of the inputs differ.
+            epoch: of the CODES nodes of the output; default: the highest among the inputs.
+            vector: the vector state to publish with it.
+
+        Raises:
+            Fenced: another writer owns the shard.
+            Damaged: an input does not authenticate.
+            Retry: the store or a key is unavailable; nothing changed.
+        """
+        return await self._compactor.run(
+            everything=everything, regroup=regroup, epoch=epoch, vector=vector
+        )
+
+    async def sweep(self, grace_ms: int = GRACE_MS) -> Swept:
+        """Delete the shard's garbage; see `sweep.py`."""
+        return await sweep_shard(self._core, grace_ms=grace_ms)
+
+    def _decide(self, tables: Sequence[SegmentTable], batch: PendingBatch) -> _Decided:
+        """Resolve a batch and build its segment. Runs in a thread; changes no state."""
+        resolution = resolve(tables, batch.ops)
+        if not resolution.accepted:
+            return _Decided(resolution, None, None)
+        ctx = self._core.context(batch.epoch)
+        rows, row_of_op = assemble(
+            batch.ops,
+            resolution,
+            next_seq=self.head.next_seq,
+            now_ms=ctx.now_ms,
+            vocabulary=batch.vocabulary,
+        )
+        built = build_segment(ctx, rows, batch.build_nodes(Accepted(row_of_op, rows)))
+        dead = np.array(sorted(resolution.dead_rows), np.uint32)
+        return _Decided(resolution, built, SegmentTable.of_rows(built.ref, rows, dead))
+
+    async def _publish(
+        self, tables: Sequence[SegmentTable], batch: PendingBatch, decided: _Decided
+    ) -> None:
+        head = self.head
+        kills = decided.resolution.kill_arrays()
+        nothing = np.zeros(0, np.int64)
+        killed = [kills.get(i, nothing) for i in range(len(tables))]
+        after = [
+            dataclasses.replace(table, dead=np.union1d(table.dead, rows).astype(np.uint32))
+            if len(rows)
+            else table
+            for table, rows in zip(tables, killed, strict=True)
+        ]
+        before = list(head.deletes)
+        if decided.table is not None:
+            after.append(decided.table)
+            before.append(Deletes())
+            killed.append(decided.table.dead.astype(np.int64))
+        deletes = await self._core.store_parts(decided.built, after, before, killed)
+        head = msgspec.structs.replace(
+            head,
+            applied=batch.offset,
+            generation=self._core.generation,
+            next_seq=head.next_seq + len(decided.resolution.accepted),
+            segments=[table.ref for table in after],
+            deletes=deletes,
+            stats=change_stats(head.stats, tables, kills, decided.table),
+        )
+        await self._core.publish(head, after)
+
+    def _published(self, outcomes: list[Outcome]) -> Published:
+        opened = self._core.opened
+        return Published(
+            version=opened.head.version,
+            applied=opened.head.applied,
+            outcomes=outcomes,
+            head_sha256=opened.sha256,
+            documents=opened.head.stats.docs,
+            segments=len(opened.head.segments),
+        )
