@@ -23,7 +23,11 @@ def ref(name: str) -> Json:
 
 def _given(*names: str) -> Json:
     """Match objects in which each of `names` is there and not null."""
-    return {"required": list(names), "properties": {n: {"not": {"type": "null"}} for n in names}}
+    return {
+        "type": "object",
+        "required": list(names),
+        "properties": {n: {"not": {"type": "null"}} for n in names},
+    }
 
 
 def _absent(*names: str) -> Json:
@@ -176,7 +180,11 @@ MERGED: Final[dict[str, Json]] = {
             },
             {
                 "if": {
-                    "not": {"properties": {"op": {"enum": sorted(UNAUTHENTICATED_OPS)}}},
+                    "not": {
+                        "properties": {
+                            "op": {"enum": sorted(op.value for op in UNAUTHENTICATED_OPS)}
+                        }
+                    },
                 },
                 "then": _given("auth"),
             },

@@ -17,11 +17,13 @@ from enum import IntEnum
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+import numpy as np
+from msgspec import Meta
 
 from schemas.errors import ErrorCode, InvalidMessage
 from schemas.ids import Count
 from schemas.index import MAX_RECORD_BYTES
+from schemas.message import Quiet
 from schemas.position import Order, Source
 
 MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
@@ -46,7 +48,7 @@ class OpKind(IntEnum):
     ACCESS = 5
 
 
-class TermField(Struct, frozen=True, kw_only=True, array_like=True):
+class TermField(Quiet, frozen=True, kw_only=True, array_like=True):
     """Postings of one analysed text field of one document. `length`: words, with repetitions."""
 
     name: str
@@ -60,7 +62,7 @@ class TermField(Struct, frozen=True, kw_only=True, array_like=True):
             raise InvalidMessage("terms and tfs do not match", "terms")
 
 
-class UpdateOp(Struct, frozen=True, kw_only=True, array_like=True):
+class UpdateOp(Quiet, frozen=True, kw_only=True, array_like=True):
     """One operation on one document.
 
     Args:
@@ -96,7 +98,7 @@ class UpdateOp(Struct, frozen=True, kw_only=True, array_like=True):
     request_key: bytes = b""
 
 
-class UpdateBatch(Struct, frozen=True, kw_only=True, array_like=True):
+class UpdateBatch(Quiet, frozen=True, kw_only=True, array_like=True):
     """The operations of one shard from one micro-batch.
 
     Args:
@@ -117,7 +119,7 @@ class UpdateBatch(Struct, frozen=True, kw_only=True, array_like=True):
             raise InvalidMessage("must have one byte per token", "token_kinds")
 
 
-class UpdateEnvelope(Struct, frozen=True, kw_only=True, array_like=True):
+class UpdateEnvelope(Quiet, frozen=True, kw_only=True, array_like=True):
     """Clear envelope of one record.
 
     Args:
@@ -186,7 +188,7 @@ def decode_batch(value: bytes | None) -> UpdateBatch:
         if op.keywords and max(op.keywords) >= count:
             raise InvalidMessage("names a token that the batch does not have", "ops.keywords")
         for field in op.fields:
-            if field.terms and max(memoryview(field.terms).cast("I")) >= count:
+            if field.terms and int(np.frombuffer(field.terms, "<u4").max()) >= count:
                 raise InvalidMessage("names a token that the batch does not have", "ops.fields")
     return batch
 
