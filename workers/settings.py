@@ -84,138 +84,153 @@ class Settings(BaseModel):
     _unknown: list[Problem] = PrivateAttr(default_factory=list)
 
     home: Path = Field(
-        DEFAULT_HOME, description="Folder of the local stack and of a worker's run files."
+        default=DEFAULT_HOME, description="Folder of the local stack and of a worker's run files."
     )
     worker_id: str | None = Field(
-        None,
+        default=None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="This worker's id; its certificate, logs and HOME/run/<id>.json carry it.",
     )
     worker_keys_dir: Path | None = Field(
-        None,
+        default=None,
         description="Folder with this worker's identity (default: HOME/workers/<worker id>).",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Lowest level of the log lines that are written."
+        default="info", description="Lowest level of the log lines that are written."
     )
-    metrics_host: str = Field("127.0.0.1", description="Address of the metrics endpoint.")
+    metrics_host: str = Field(default="127.0.0.1", description="Address of the metrics endpoint.")
     metrics_port: Port | None = Field(
-        None, description="Port of the Prometheus endpoint; unset: none, 0: any free port."
+        default=None, description="Port of the Prometheus endpoint; unset: none, 0: any free port."
     )
     drain_s: Annotated[float, Field(gt=0, le=600)] = Field(
-        20.0, description="Seconds a worker may take to finish what it has begun when told to stop."
+        default=20.0,
+        description="Seconds a worker may take to finish what it has begun when told to stop.",
     )
 
     kafka_bootstrap: str = Field(
-        "localhost:9092", description="Kafka bootstrap servers, HOST:PORT, comma-separated."
+        default="localhost:9092", description="Kafka bootstrap servers, HOST:PORT, comma-separated."
     )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="How to talk to Kafka."
+        default="PLAINTEXT", description="How to talk to Kafka."
     )
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        "SCRAM-SHA-512", description="SASL mechanism, with a SASL_* security protocol."
+        default="SCRAM-SHA-512", description="SASL mechanism, with a SASL_* security protocol."
     )
-    kafka_sasl_username: str | None = Field(None, description="SASL user name.")
-    kafka_sasl_password: SecretStr | None = Field(None, description="SASL password.")
+    kafka_sasl_username: str | None = Field(default=None, description="SASL user name.")
+    kafka_sasl_password: SecretStr | None = Field(default=None, description="SASL password.")
     kafka_ssl_cafile: Path | None = Field(
-        None, description="CA certificates (PEM) the brokers are checked against; unset: system's."
+        default=None,
+        description="CA certificates (PEM) the brokers are checked against; unset: system's.",
     )
-    kafka_ssl_certfile: Path | None = Field(None, description="Client certificate (PEM) for mTLS.")
-    kafka_ssl_keyfile: Path | None = Field(None, description="Private key (PEM) for mTLS.")
+    kafka_ssl_certfile: Path | None = Field(
+        default=None, description="Client certificate (PEM) for mTLS."
+    )
+    kafka_ssl_keyfile: Path | None = Field(default=None, description="Private key (PEM) for mTLS.")
     kafka_ssl_password: SecretStr | None = Field(
-        None, description="Password of the private key for mTLS."
+        default=None, description="Password of the private key for mTLS."
     )
     idempotent_producer: bool = Field(
-        True,
+        default=True,
         description="Use Kafka's idempotent producer; off for brokers without it (the local one).",
     )
     topic_prefix: str = Field(
-        "", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Put before every topic name."
+        default="", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Put before every topic name."
     )
 
     s3_endpoint: str | None = Field(
-        None, pattern=r"^https?://", description="URL of the S3-compatible server; unset: AWS."
+        default=None,
+        pattern=r"^https?://",
+        description="URL of the S3-compatible server; unset: AWS.",
     )
-    s3_bucket: str = Field("sealstream", min_length=3, max_length=63, description="Bucket.")
-    s3_prefix: str = Field("", description="Put before every object key in the bucket.")
-    s3_region: str = Field("us-east-1", description="Region of the bucket.")
+    s3_bucket: str = Field(default="sealstream", min_length=3, max_length=63, description="Bucket.")
+    s3_prefix: str = Field(default="", description="Put before every object key in the bucket.")
+    s3_region: str = Field(default="us-east-1", description="Region of the bucket.")
     s3_access_key_id: str | None = Field(
-        None, description="Access key; unset: profile or the machine's role."
+        default=None, description="Access key; unset: profile or the machine's role."
     )
-    s3_secret_access_key: SecretStr | None = Field(None, description="Secret access key.")
-    s3_session_token: SecretStr | None = Field(None, description="Session token of an STS login.")
-    s3_profile: str | None = Field(None, description="Profile in the AWS configuration files.")
+    s3_secret_access_key: SecretStr | None = Field(default=None, description="Secret access key.")
+    s3_session_token: SecretStr | None = Field(
+        default=None, description="Session token of an STS login."
+    )
+    s3_profile: str | None = Field(
+        default=None, description="Profile in the AWS configuration files."
+    )
     s3_virtual_hosted: bool = Field(
-        False, description="Address the bucket as a host name instead of in the path."
+        default=False, description="Address the bucket as a host name instead of in the path."
     )
     s3_timeout_s: Annotated[float, Field(gt=0, le=600)] = Field(
-        30.0, description="Seconds one request to the object store may take."
+        default=30.0, description="Seconds one request to the object store may take."
     )
 
     kms: str | None = Field(
-        None,
+        default=None,
         pattern=r"^(local|vault):.+",
         description="KMS key that wraps the realm root: local:FILE or vault:MOUNT/KEY"
         " (default: local:HOME/kms.key).",
     )
     vault_addr: str | None = Field(
-        None, pattern=r"^https?://", description="URL of Vault or OpenBao."
+        default=None, pattern=r"^https?://", description="URL of Vault or OpenBao."
     )
-    vault_token: SecretStr | None = Field(None, description="Token for Vault or OpenBao.")
-    vault_namespace: str | None = Field(None, description="Namespace in Vault Enterprise.")
+    vault_token: SecretStr | None = Field(default=None, description="Token for Vault or OpenBao.")
+    vault_namespace: str | None = Field(default=None, description="Namespace in Vault Enterprise.")
     vault_cacert: Path | None = Field(
-        None, description="CA certificate (PEM) that Vault is checked against."
+        default=None, description="CA certificate (PEM) that Vault is checked against."
     )
     key_service_fingerprint: str | None = Field(
-        None,
+        default=None,
         pattern=r"^[0-9a-f]{64}$",
         description="SHA-256 of the key service's signing key, in hex: whom workers trust.",
     )
     token: SecretStr | None = Field(
-        None, description="Identity token with which the command line and the client authenticate."
+        default=None,
+        description="Identity token with which the command line and the client authenticate.",
     )
     allow_plain_credentials: bool = Field(
-        False, description="Accept identity tokens in clear inside messages (local stack only)."
+        default=False,
+        description="Accept identity tokens in clear inside messages (local stack only).",
     )
     allow_plain_results: bool = Field(
-        False, description="Send contents, metadata and vectors unsealed (local stack only)."
+        default=False,
+        description="Send contents, metadata and vectors unsealed (local stack only).",
     )
     hpke_suite: Literal["mlkem768-x25519", "x25519"] = Field(
-        "mlkem768-x25519", description="Suite for keys made from now on."
+        default="mlkem768-x25519", description="Suite for keys made from now on."
     )
     lease_s: Annotated[int, Field(ge=10, le=3600)] = Field(
-        300, description="Seconds a worker may hold an index's keys."
+        default=300, description="Seconds a worker may hold an index's keys."
     )
     decision_cache_s: Annotated[int, Field(ge=0, le=60)] = Field(
-        60, description="Seconds a decision about a credential may be reused."
+        default=60, description="Seconds a decision about a credential may be reused."
     )
 
     batch_max_records: Positive = Field(
-        500, description="Most records in one micro-batch of the ingest and index workers."
+        default=500, description="Most records in one micro-batch of the ingest and index workers."
     )
     batch_linger_ms: Milliseconds = Field(
-        50, description="Milliseconds the ingest worker waits for a micro-batch to fill."
+        default=50, description="Milliseconds the ingest worker waits for a micro-batch to fill."
     )
     index_linger_ms: Milliseconds = Field(
-        100, description="Milliseconds the index worker waits for a micro-batch to fill."
+        default=100, description="Milliseconds the index worker waits for a micro-batch to fill."
     )
     max_record_bytes: Annotated[int, Field(ge=65_536, le=16_777_216)] = Field(
-        900_000, description="Largest Kafka record we write, in bytes."
+        default=900_000, description="Largest Kafka record we write, in bytes."
     )
     max_content_bytes: Annotated[int, Field(ge=1024, le=67_108_864)] = Field(
-        512 * 1024, description="Largest content of a document, in bytes."
+        default=512 * 1024, description="Largest content of a document, in bytes."
     )
     max_blocked_records: Positive = Field(
-        100_000, description="Records held back for a shard without a lease before it is parked."
+        default=100_000,
+        description="Records held back for a shard without a lease before it is parked.",
     )
     max_staleness_ms: Milliseconds = Field(
-        1000, description="Milliseconds after which a query worker re-checks a shard's head."
+        default=1000,
+        description="Milliseconds after which a query worker re-checks a shard's head.",
     )
     query_concurrency: Positive = Field(
-        64, description="Queries one worker works on at the same time."
+        default=64, description="Queries one worker works on at the same time."
     )
     cache_bytes: Annotated[int, Field(ge=1_048_576)] = Field(
-        256 * 1024 * 1024, description="Bytes of sealed blocks a worker may keep in memory."
+        default=256 * 1024 * 1024, description="Bytes of sealed blocks a worker may keep in memory."
     )
 
     @field_validator("kafka_bootstrap")
