@@ -66,10 +66,30 @@ def score(
     Returns:
         float32 `(n,)` scores.
     """
+    return score_with_idf(
+        tfs,
+        lengths,
+        rarity=idf(df, stats.docs),
+        average_length=stats.average_length,
+        k1=k1,
+        b=b,
+    )
+
+
+def score_with_idf(
+    tfs: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.uint32],
+    *,
+    rarity: float,
+    average_length: float,
+    k1: float,
+    b: float,
+) -> Floats:
+    """Score postings of something whose idf is known (a phrase: the sum over its terms)."""
     tf = tfs.astype(np.float32)
     norm = lengths.astype(np.float32)
-    norm *= np.float32(k1 * b / stats.average_length)
+    norm *= np.float32(k1 * b / average_length)
     norm += np.float32(k1 * (1.0 - b))
     norm += tf
-    tf *= np.float32(idf(df, stats.docs))
+    tf *= np.float32(rarity)
     return np.divide(tf, norm, out=tf)

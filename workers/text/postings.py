@@ -148,6 +148,11 @@ def decode_terms(payload: bytes) -> TermPostings:
     return TermPostings(np.cumsum(values[:count]), values[count:])
 
 
+def has_positions(payload: bytes) -> bool:
+    """Say whether a TERM payload holds positions."""
+    return bool(payload[0] & _POSITIONS)
+
+
 def decode_positions(payload: bytes) -> tuple[Ints, Ints]:
     """Decode the positions of one TERM payload.
 

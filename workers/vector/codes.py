@@ -92,11 +92,13 @@ class QuantizedQuery:
         codes: int8 `(d,)`.
         scale: of the query's codes.
         euclidean: whether half norms are subtracted.
+        offset: what makes the scores of two shards, whose means differ, comparable.
     """
 
     codes: I8
     scale: float
     euclidean: bool
+    offset: float
 
 
 def quantize(vectors: F32, mean: F32) -> Codes:
@@ -118,19 +120,36 @@ def dequantize(codes: Codes, mean: F32) -> F32:
 def quantize_query(query: F32, mean: F32, metric: Metric) -> QuantizedQuery:
     """Return a prepared query (float32 `(d,)`) in the form that `scan` takes."""
     euclidean = metric is Metric.EUCLIDEAN
-    # For dot and cosine q.mean is the same for every vector: it does not change the order.
     apart = query - mean if euclidean else query
     scale = float(np.abs(apart).max(initial=0.0)) / 127 or 1.0
-    return QuantizedQuery(np.rint(apart / np.float32(scale)).astype(np.int8), scale, euclidean)
+    offset = -float(apart @ apart) if euclidean else float(query @ mean)
+    codes = np.rint(apart / np.float32(scale)).astype(np.int8)
+    return QuantizedQuery(codes, scale, euclidean, offset)
 
 
 def scan(query: QuantizedQuery, codes: Codes) -> F32:
-    """Return approximate scores (float32 `(n,)`, higher is nearer) that only order vectors."""
-    scores = kernel.dots(query.codes, codes.codes)
+    """Return approximate scores (float32 `(n,)`) on the scale of `metric.exact_scores`."""
+    return _settle(query, kernel.dots(query.codes, codes.codes), codes)
+
+
+def scan_batch(queries: Sequence[QuantizedQuery], codes: Codes) -> list[F32]:
+    """Return what `scan` returns, for each of several queries, with one matrix product."""
+    if len(queries) == 1:
+        return [scan(queries[0], codes)]
+    products = kernel.dots_batch(np.stack([query.codes for query in queries]), codes.codes)
+    return [_settle(query, row, codes) for query, row in zip(queries, products, strict=True)]
+
+
+def _settle(query: QuantizedQuery, scores: F32, codes: Codes) -> F32:
+    """Turn integer products into scores, in place."""
     scores *= codes.scales
     scores *= np.float32(query.scale)
     if query.euclidean:
+        # -||q - x||^2 = 2 (q - m).(x - m) - ||x - m||^2 - ||q - m||^2
         scores -= codes.half_norms
+        scores *= np.float32(2)
+    if query.offset:
+        scores += np.float32(query.offset)
     return scores
 
 

@@ -34,9 +34,10 @@ def dots(query: I8, codes: I8) -> F32:
         float32 `(n,)`, equal to the integer products rounded to float32.
     """
     if _numkong is None or not codes.size:
-        return dots_numpy(query[None, :], codes)[0]
-    found: F32 = np.asarray(_numkong.cdist(query[None, :], codes, "dot"))[0].astype(np.float32)
-    return found
+        found = dots_numpy(query[None, :], codes)
+    else:
+        found = np.asarray(_numkong.cdist(query[None, :], codes, "dot")).astype(np.float32)
+    return found.reshape(-1)
 
 
 def dots_batch(queries: I8, codes: I8) -> F32:

@@ -1,0 +1,213 @@
+"""Read the columns of a shard's segments, decoded once and kept while there is room.
+
+A query that touches few rows of a large segment reads those rows alone; one that touches many, or
+comes after others, finds or makes the whole column in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.filter import Filter
+from workers.chain.kinds import RowKind
+from workers.search.cache import DecodedCache, Key
+from workers.search.filter import MetadataColumns, build_columns, evaluate
+from workers.search.snapshot import Mask, RowNumbers, ShardSnapshot
+
+_WHOLE_BELOW: Final = 4096
+"""Segments of fewer rows are read whole: a range request costs more than the rest of them."""
+_WHOLE_FROM: Final = 8
+"""A column is read whole when at least one row of so many is asked for."""
+_FLOAT32_BELOW: Final = 8192
+"""Segments of fewer vectors keep them as float32."""
+_THREAD_ROWS: Final = 512
+"""From so many rows of metadata on, decoding goes to a thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class VectorColumn:
+    """All vectors of a segment: int64 `(m,)` rows, increasing, and float16 or float32 `(m, d)`."""
+
+    rows: RowNumbers
+    vectors: npt.NDArray[Any]
+
+    def of(self, rows: RowNumbers) -> tuple[RowNumbers, npt.NDArray[Any]]:
+        """Return those of `rows` that have a vector, and the vectors."""
+        places = np.searchsorted(self.rows, rows)
+        places[places == self.rows.size] = 0
+        present = self.rows[places] == rows if self.rows.size else np.zeros(rows.size, bool)
+        return rows[present], self.vectors[places[present]]
+
+
+class ShardColumns:
+    """The columns of one shard at one version.
+
+    Args:
+        index_uid: of the index, to name cache entries.
+        shard: the snapshot.
+        cache: of the process.
+    """
+
+    def __init__(self, index_uid: bytes, shard: ShardSnapshot, cache: DecodedCache) -> None:
+        self.shard = shard
+        self._uid = index_uid
+        self._cache = cache
+
+    def key(self, segment: int, *name: str | int | frozenset[bytes]) -> Key:
+        """Return the cache key of something derived from a segment alone."""
+        return (self._uid, self.shard.segment_uid(segment), *name)
+
+    def cached(self, key: Key) -> Any:
+        """Return a cached value or None."""
+        return self._cache.get(key)
+
+    def keep(self, key: Key, value: Any, size_bytes: int) -> None:
+        """Cache a value."""
+        self._cache.put(key, value, size_bytes)
+
+    async def kinds(self, segment: int) -> npt.NDArray[np.uint8]:
+        """Return uint8 `(rows,)` row kinds."""
+        return (await self._table(segment))[0]
+
+    async def documents(self, segment: int) -> Mask:
+        """Return which rows are live documents."""
+        kinds = await self.kinds(segment)
+        return np.asarray(self.shard.live(segment) & (kinds == RowKind.DOC))
+
+    async def allowed(self, segment: int, groups: frozenset[bytes]) -> Mask:
+        """Return which rows have an access list that names one of `groups`."""
+        key = self.key(segment, "allowed", groups)
+        found: Mask | None = self.cached(key)
+        if found is None:
+            _, group_set, sets = await self._table(segment)
+            # One more entry, for the rows without a list: index -1.
+            table = np.array([*(not groups.isdisjoint(one) for one in sets), False], dtype=np.bool_)
+            found = np.asarray(table[group_set], dtype=np.bool_)
+            self.keep(key, found, found.nbytes)
+        return found
+
+    async def filtered(self, segment: int, condition: Filter, rows: RowNumbers | None) -> Mask:
+        """Return bool `(k,)`: for which of `rows` (all if None) the filter holds."""
+        known = self._cache.peek(self.key(segment, "metadata"))
+        if not known and rows is not None and self._few(segment, rows):
+            part = await self._build(await self.shard.metadata(segment, rows))
+            return evaluate(condition, part)
+        mask = evaluate(condition, await self.metadata(segment))
+        return np.asarray(mask if rows is None else mask[rows])
+
+    async def metadata(self, segment: int) -> MetadataColumns:
+        """Return the metadata of all rows of a segment, by field."""
+        key = self.key(segment, "metadata")
+        columns: MetadataColumns | None = self.cached(key)
+        if columns is None:
+            columns = await self._build(await self.shard.metadata(segment, None))
+            self.keep(key, columns, columns.size_bytes)
+        return columns
+
+    async def sequence(self, segment: int) -> npt.NDArray[np.int64]:
+        """Return int64 `(rows,)` `seq` of every row: the order of arrival."""
+        key = self.key(segment, "seq")
+        found: npt.NDArray[np.int64] | None = self.cached(key)
+        if found is None:
+            found = (await self.shard.rows(segment, None))["seq"].astype(np.int64)
+            self.keep(key, found, found.nbytes)
+        return found
+
+    async def lengths(self, segment: int, field: str, rows: RowNumbers) -> npt.NDArray[np.uint32]:
+        """Return uint32 `(k,)` lengths of one text field; 0 where it is absent."""
+        key = self.key(segment, "lengths")
+        columns: dict[str, npt.NDArray[np.uint32]] | None = self.cached(key)
+        if columns is None:
+            if self._few(segment, rows):
+                part = (await self.shard.lengths(segment, rows)).get(field)
+                return part if part is not None else np.zeros(rows.size, dtype=np.uint32)
+            columns = await self.shard.lengths(segment, None)
+            columns = {name: np.ascontiguousarray(one) for name, one in columns.items()}
+            self.keep(key, columns, sum(one.nbytes for one in columns.values()) + 64)
+        column = columns.get(field)
+        return column[rows] if column is not None else np.zeros(rows.size, dtype=np.uint32)
+
+    async def ids(self, segment: int, rows: RowNumbers) -> list[str]:
+        """Return the document ids of rows."""
+        key = self.key(segment, "ids")
+        known: list[str] | None = self.cached(key)
+        if known is None:
+            if self._few(segment, rows):
+                return await self.shard.ids(segment, rows)
+            known = await self.shard.ids(segment, None)
+            self.keep(key, known, sum(map(len, known)) + 64 * len(known))
+        return [known[row] for row in rows.tolist()]
+
+    async def vectors(self, segment: int, rows: RowNumbers) -> tuple[RowNumbers, npt.NDArray[Any]]:
+        """Return those of `rows` that have a vector, and the vectors.
+
+        The first query on a segment reads the rows it needs; from the second one on the whole
+        column is read and kept, where it fits.
+        """
+        key = self.key(segment, "vectors")
+        column: VectorColumn | None = self.cached(key)
+        if column is None:
+            touched = self.key(segment, "vectors touched")
+            again = self._cache.peek(touched) or self.shard.rows_in(segment) < _WHOLE_BELOW
+            self.keep(touched, True, 64)
+            if not again or not self._vectors_fit(segment, rows):
+                return await self.shard.vectors(segment, rows)
+            column = await self.all_vectors(segment)
+        return column.of(rows)
+
+    async def all_vectors(self, segment: int) -> VectorColumn:
+        """Return all vectors of a segment."""
+        key = self.key(segment, "vectors")
+        column: VectorColumn | None = self.cached(key)
+        if column is None:
+            rows, vectors = await self.shard.vectors(segment, None)
+            if rows.size <= _FLOAT32_BELOW:
+                # Searched exactly, again and again: converting would cost more than scoring.
+                vectors = vectors.astype(np.float32, copy=False)
+            column = VectorColumn(rows, vectors)
+            size = rows.nbytes + vectors.nbytes
+            self.keep(self.key(segment, "vectors size"), size, 64)
+            self.keep(key, column, size)
+        return column
+
+    def _vectors_fit(self, segment: int, rows: RowNumbers) -> bool:
+        size: int | None = self.cached(self.key(segment, "vectors size"))
+        if size is None:
+            # 2 bytes a number and about 400 numbers: an estimate is enough for a first decision.
+            size = self.shard.rows_in(segment) * 800
+        return size <= self._cache.max_bytes // 4 or rows.size * 2 > self.shard.rows_in(segment)
+
+    async def _table(
+        self, segment: int
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], list[tuple[bytes, ...]]]:
+        key = self.key(segment, "table")
+        found: (
+            tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], list[tuple[bytes, ...]]] | None
+        ) = self.cached(key)
+        if found is None:
+            records = await self.shard.rows(segment, None)
+            kinds = np.ascontiguousarray(records["kind"])
+            numbers = np.ascontiguousarray(records["group_set"])
+            distinct, first = np.unique(numbers, return_index=True)
+            sets: list[tuple[bytes, ...]] = [()] * (int(numbers.max(initial=-1)) + 1)
+            given = await self.shard.groups(segment, first.astype(np.int64))
+            for number, one in zip(distinct.tolist(), given, strict=True):
+                if number >= 0:
+                    sets[number] = one
+            found = (kinds, numbers, sets)
+            self.keep(key, found, kinds.nbytes + numbers.nbytes + 80 * len(sets) + 64)
+        return found
+
+    def _few(self, segment: int, rows: RowNumbers) -> bool:
+        total = self.shard.rows_in(segment)
+        return total >= _WHOLE_BELOW and rows.size * _WHOLE_FROM < total
+
+    async def _build(self, metadata: list[bytes]) -> MetadataColumns:
+        if len(metadata) < _THREAD_ROWS:
+            return build_columns(metadata)
+        return await asyncio.to_thread(build_columns, metadata)

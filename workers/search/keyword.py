@@ -1,0 +1,141 @@
+"""Answer keyword queries: every identifier of an exact keyword, in order of arrival.
+
+A posting says that a row added or removed the keyword. Per (keyword, id) the statements of one
+source (stream, partition) are ordered by offset, those of different sources by arrival; the last
+one decides (`ShardSnapshot.resolve_pairs`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from schemas.errors import ErrorCode
+from schemas.query import KeywordQuery
+from workers.chain.kinds import NodeKind, RowKind
+from workers.chain.segment_file import gather_all
+from workers.crypto.derive import TokenKind
+from workers.errors import Damaged
+from workers.search.filter import build_columns, evaluate
+from workers.search.run import Candidate, Run
+from workers.search.snapshot import Request, ShardSnapshot
+from workers.text.postings import decode_rows
+from workers.text.varint import MalformedPayloadError
+
+Place = tuple[int, int]
+
+
+async def search_keyword(run: Run, query: KeywordQuery, k: int | None) -> list[Candidate]:
+    """Return the identifiers of a keyword, in order of arrival.
+
+    Args:
+        run: the query in flight.
+        query: the keyword.
+        k: at most so many, the first to arrive; None for all.
+    """
+    token = run.context.tokens.token(TokenKind.KEYWORD, "", query.keyword)
+    request = (NodeKind.KEYWORD, token)
+    run.labels += 1
+    numbers = range(len(run.snapshot.shards))
+    found = await gather_all([_shard(run, number, request) for number in numbers])
+    if len(found) == 1:
+        merged = [candidate for _, candidate in found[0]]
+    else:
+        # Arrival times of one shard rise with `seq`; between shards they are all there is.
+        keyed = [
+            (arrived, number, place, candidate)
+            for number, one in enumerate(found)
+            for place, (arrived, candidate) in enumerate(one)
+        ]
+        keyed.sort(key=lambda entry: entry[:3])
+        merged = [entry[3] for entry in keyed]
+    return merged if k is None else merged[:k]
+
+
+async def _shard(run: Run, number: int, request: Request) -> list[tuple[int, Candidate]]:
+    """Return (arrival in ms, candidate) of one shard, in order of `seq`."""
+    shard = run.snapshot.shards[number]
+    payloads = (await shard.lookup([request]))[request]
+    try:
+        decoded = [(segment, decode_rows(payload)) for segment, payload in payloads]
+    except MalformedPayloadError as error:
+        raise Damaged(ErrorCode.DAMAGED, "postings of this index do not decode") from error
+    holding = await shard.resolve_pairs([(i, one.rows, ~one.removed) for i, one in decoded])
+    if not holding:
+        return []
+    documents = await _documents(run, number, holding)
+    visible = await _visible(run, number, documents)
+    arrivals = await _arrivals(run, number, holding)
+    kept = [index for index, seen in enumerate(visible) if seen]
+    # A pair without a document is named by its own row, the others by the document's.
+    places = [documents[index] or holding[index] for index in kept]
+    named = await run.name([(number, *place) for place in places])
+    out = []
+    for index, candidate in zip(kept, named, strict=True):
+        if documents[index] is None:
+            candidate = Candidate(*candidate.place, candidate.id, document=False)
+        out.append((arrivals[index], candidate))
+    return out
+
+
+async def _documents(run: Run, number: int, holding: list[Place]) -> list[Place | None]:
+    """Return the live document of each place: itself, another row of the same id, or None."""
+    shard, columns = run.snapshot.shards[number], run.columns[number]
+    kinds = {segment: await columns.kinds(segment) for segment, _ in holding}
+    out: list[Place | None] = [
+        place if kinds[place[0]][place[1]] == RowKind.DOC else None for place in holding
+    ]
+    pairs = [index for index, place in enumerate(out) if place is None]
+    if pairs:
+        ids = await _origin_column(shard, holding, pairs, "object_id")
+        found = await shard.find_ids([bytes(one) for one in ids])
+        for index, place in zip(pairs, found, strict=True):
+            out[index] = place
+    return out
+
+
+async def _visible(run: Run, number: int, documents: list[Place | None]) -> list[bool]:
+    """Say for each pair whether the caller gets to see it, and the filter lets it through."""
+    out = [True] * len(documents)
+    by_segment: dict[int, list[int]] = {}
+    for index, place in enumerate(documents):
+        if place is not None:
+            by_segment.setdefault(place[0], []).append(index)
+    for segment, indexes in by_segment.items():
+        rows = np.array([_row(documents[i]) for i in indexes], dtype=np.int64)
+        mask = await run.mask(number, segment, rows)
+        for index, seen in zip(indexes, mask.tolist(), strict=True):
+            out[index] = seen
+    if run.condition is not None and None in documents:
+        bare = bool(evaluate(run.condition, build_columns([b""]))[0])
+        out = [bare if place is None else seen for place, seen in zip(documents, out, strict=True)]
+    return out
+
+
+async def _arrivals(run: Run, number: int, holding: list[Place]) -> list[int]:
+    """Return the arrival times (ms), never falling; zeros where one shard needs no merging."""
+    if len(run.snapshot.shards) == 1:
+        return [0] * len(holding)
+    shard = run.snapshot.shards[number]
+    times = await _origin_column(shard, holding, list(range(len(holding))), "applied_ms")
+    return [int(one) for one in np.maximum.accumulate(np.array(times, dtype=np.int64))]
+
+
+async def _origin_column(
+    shard: ShardSnapshot, holding: list[Place], chosen: list[int], column: str
+) -> list[Any]:
+    """Return one column of the origins of the chosen places, in the order of `chosen`."""
+    by_segment: dict[int, list[int]] = {}
+    for index in chosen:
+        by_segment.setdefault(holding[index][0], []).append(index)
+    values: dict[int, Any] = {}
+    for segment, indexes in by_segment.items():
+        rows = np.array([holding[i][1] for i in indexes], dtype=np.int64)
+        records = await shard.origins(segment, rows)
+        values.update(zip(indexes, records[column], strict=True))
+    return [values[index] for index in chosen]
+
+
+def _row(place: Place | None) -> int:
+    return place[1] if place is not None else -1

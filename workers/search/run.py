@@ -1,0 +1,188 @@
+"""One query in flight: the snapshot, the columns, the filter, and who asks.
+
+`Run.mask` is the only place where it is decided which rows a query may use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from schemas.filter import Filter
+from workers.chain.segment_file import gather_all
+from workers.search.columns import ShardColumns
+from workers.search.context import SearchContext
+from workers.search.snapshot import IndexSnapshot, Mask, RowNumbers
+from workers.vector.metric import F32
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One document (or one keyword pair without a document) of an answer.
+
+    Attributes:
+        shard: index into `IndexSnapshot.shards`.
+        segment: number of its segment in that shard.
+        row: its row there.
+        id: document id.
+        score: higher is better; None where the query does not score.
+        distance: by the metric of the index; None where there is none.
+        denied: the caller may not read it: nothing but the id may be given.
+        document: false for a keyword pair without a document.
+    """
+
+    shard: int
+    segment: int
+    row: int
+    id: str
+    score: float | None = None
+    distance: float | None = None
+    denied: bool = False
+    document: bool = True
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Where it stands: (shard, segment, row)."""
+        return self.shard, self.segment, self.row
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scored rows of one segment: int64 `(n,)` rows, float32 `(n,)` scores."""
+
+    shard: int
+    segment: int
+    rows: RowNumbers
+    scores: F32
+
+
+@dataclass(slots=True)
+class Run:
+    """A query over a snapshot.
+
+    Attributes:
+        context: settings, tokens, caller.
+        snapshot: the shards.
+        condition: the filter, None for none.
+        columns: one for each shard.
+        notes: what the caller should know about the answer, for `explain`.
+        labels: chains that were looked up.
+    """
+
+    context: SearchContext
+    snapshot: IndexSnapshot
+    condition: Filter | None = None
+    columns: list[ShardColumns] = field(init=False)
+    notes: list[str] = field(default_factory=list)
+    labels: int = 0
+
+    def __post_init__(self) -> None:
+        uid, cache = self.snapshot.index_uid, self.context.cache
+        self.columns = [ShardColumns(uid, shard, cache) for shard in self.snapshot.shards]
+
+    def places(self) -> list[tuple[int, int]]:
+        """Return (shard, segment) of every live segment."""
+        return [
+            (number, segment)
+            for number, shard in enumerate(self.snapshot.shards)
+            for segment in range(shard.segments)
+        ]
+
+    async def mask(self, shard: int, segment: int, rows: RowNumbers) -> Mask:
+        """Return bool `(k,)`: which of `rows` are live and may be used by this query.
+
+        A row that the caller may not read never passes a filter, also where such rows are named as
+        denied: or the filter would tell what stands in their metadata.
+        """
+        columns = self.columns[shard]
+        live = self.snapshot.shards[shard].live(segment)
+        mask = live[rows]
+        if self.context.members_only or self.condition is not None:
+            mask = mask & (await columns.allowed(segment, self.context.groups))[rows]
+        if self.condition is not None and mask.any():
+            chosen = np.flatnonzero(mask)
+            mask[chosen] = await columns.filtered(segment, self.condition, rows[chosen])
+        return mask
+
+    async def readable(self, places: list[tuple[int, int, int]]) -> list[bool]:
+        """Say for each (shard, segment, row) whether the caller is in its access list."""
+        out = []
+        for shard, segment, row in places:
+            allowed = await self.columns[shard].allowed(segment, self.context.groups)
+            out.append(bool(allowed[row]))
+        return out
+
+    async def name(
+        self, places: list[tuple[int, int, int]], scores: list[float | None] | None = None
+    ) -> list[Candidate]:
+        """Return candidates for rows, in the order given, with ids and denials."""
+        by_segment: dict[tuple[int, int], list[int]] = {}
+        for index, (shard, segment, _) in enumerate(places):
+            by_segment.setdefault((shard, segment), []).append(index)
+        groups = list(by_segment.items())
+        found = await gather_all(
+            [
+                self.columns[shard].ids(segment, _rows([places[i][2] for i in chosen]))
+                for (shard, segment), chosen in groups
+            ]
+        )
+        ids = [""] * len(places)
+        for (_, chosen), names in zip(groups, found, strict=True):
+            for index, name in zip(chosen, names, strict=True):
+                ids[index] = name
+        readable = [True] * len(places)
+        if not self.context.members_only:
+            readable = await self.readable(places)
+        return [
+            Candidate(
+                *place,
+                id=ids[index],
+                score=scores[index] if scores is not None and readable[index] else None,
+                denied=not readable[index],
+            )
+            for index, place in enumerate(places)
+        ]
+
+    async def rank(self, scored: list[Scored], k: int) -> list[Candidate]:
+        """Return the `k` best rows, best first; equal scores by id.
+
+        Everything that ties with the last one takes part, so that the ids decide and not the
+        order of segments, which compaction changes.
+        """
+        scored = [one for one in scored if one.rows.size]
+        if not scored or k <= 0:
+            return []
+        every = np.concatenate([one.scores for one in scored])
+        bar = np.partition(every, every.size - k)[every.size - k] if k < every.size else every.min()
+        places: list[tuple[int, int, int]] = []
+        scores: list[float] = []
+        for one in scored:
+            chosen = np.flatnonzero(one.scores >= bar)
+            places += [(one.shard, one.segment, row) for row in one.rows[chosen].tolist()]
+            scores += one.scores[chosen].tolist()
+        named = await self.name(places)
+        order = sorted(range(len(named)), key=lambda i: (-scores[i], named[i].id))[:k]
+        return [with_score(named[i], scores[i]) for i in order]
+
+
+def with_score(
+    candidate: Candidate, score: float | None, distance: float | None = None
+) -> Candidate:
+    """Return the candidate with a score and distance, which a denied one does not get."""
+    if candidate.denied:
+        return candidate
+    return Candidate(
+        candidate.shard,
+        candidate.segment,
+        candidate.row,
+        candidate.id,
+        score,
+        distance,
+        candidate.denied,
+        candidate.document,
+    )
+
+
+def _rows(rows: list[int]) -> RowNumbers:
+    return np.array(rows, dtype=np.int64)
