@@ -115,9 +115,9 @@ def _create(path: Path) -> None:
     """Make the key file whole or not at all; a file that exists stays as it is."""
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file, random_secret() as key:
             file.write(key.view())
@@ -129,31 +129,38 @@ def _create(path: Path) -> None:
     except OSError as exc:
         raise _unusable(path, "cannot be created") from exc
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 def _read(path: Path) -> SecretBytes:
+    data = bytearray(KEY_BYTES + 1)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Non-blocking: a FIFO in its place must not hang the start.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            _check(path, os.fstat(fd))
+            size = os.readv(fd, [data])
+        finally:
+            os.close(fd)
     except FileNotFoundError as exc:
         raise _unusable(path, "does not exist") from exc
     except OSError as exc:
         raise _unusable(path, "cannot be read") from exc
-    with os.fdopen(fd, "rb", buffering=0) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise _unusable(path, "is not a file")
-        if status.st_mode & 0o077:
-            raise _unusable(path, "can be read by others: chmod 600 it and replace the key")
-        if status.st_uid not in (os.geteuid(), 0):
-            raise _unusable(path, "belongs to another user")
-        data = bytearray(KEY_BYTES + 1)
-        size = file.readinto(data)
-    key = SecretBytes(memoryview(data)[:KEY_BYTES])
-    data[:] = bytes(len(data))
     if size != KEY_BYTES:
         raise _unusable(path, f"must have exactly {KEY_BYTES} raw bytes")
+    key = SecretBytes(memoryview(data)[:KEY_BYTES])
+    data[:] = bytes(len(data))
     return key
+
+
+def _check(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise _unusable(path, "is not a file")
+    if status.st_mode & 0o077:
+        raise _unusable(path, "can be read by others: chmod 600 it and replace the key")
+    if status.st_uid not in (os.geteuid(), 0):
+        raise _unusable(path, "belongs to another user")
 
 
 def _unusable(path: Path, why: str) -> Fatal:
