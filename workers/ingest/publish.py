@@ -103,8 +103,9 @@ class Publisher:
         """
         if not refused:
             return
-        for one in refused:
-            await self._dead_letters.send(one.record, one.error, 1, one.sealed)
+        await gather(
+            self._dead_letters.send(one.record, one.error, 1, sealed=one.sealed) for one in refused
+        )
         results = await asyncio.to_thread(lambda: [*self._rejections(refused)])
         await self._send_results(results)
 

@@ -1,0 +1,184 @@
+"""One partition of index-update: the shards that live in it.
+
+The heads say what was applied; the committed offset only bounds how far back to read. At the start
+every shard's head is read and announced; reading begins at the lowest `applied + 1`, and each shard
+skips what its head contains. While a shard has no head or no keys, reading begins at the committed
+offset: that never passes a record which is not in a head.
+
+Records of a shard that cannot go on wait in memory, the committed offset stays below them, the
+other shards go on. When too much waits, the partition stops (`Retry`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
+
+import structlog
+
+from schemas.errors import ErrorCode
+from workers.errors import Damaged, Fatal, Fenced, Reject, Retry
+from workers.index.background import Background
+from workers.index.shard import Services, Shard
+from workers.kafka.broker import TP, Record
+from workers.telemetry import metrics
+
+log = structlog.get_logger("index.handler")
+
+MAX_BLOCKED_BYTES: Final = 64 * 1024 * 1024
+_AT_ONCE: Final = 8
+
+
+class IndexHandler:
+    """A `PartitionHandler` of index-update. Owns the background work of its shards."""
+
+    def __init__(
+        self,
+        tp: TP,
+        services: Services,
+        *,
+        max_blocked_records: int,
+        max_blocked_bytes: int = MAX_BLOCKED_BYTES,
+        background: bool = True,
+    ) -> None:
+        """Make the handler of a partition.
+
+        Args:
+            tp: which.
+            services: shared by the process.
+            max_blocked_records: most records that wait for their shards.
+            max_blocked_bytes: most bytes that wait.
+            background: merge, train and sweep beside the updates.
+        """
+        self._tp = tp
+        self._services = services
+        self._max_records = max_blocked_records
+        self._max_bytes = max_blocked_bytes
+        self._shards: dict[bytes, Shard] = {}
+        self._strangers: list[Record] = []
+        self._next = 0
+        self._background = Background(self._shards) if background else None
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The shards of this partition that are known now."""
+        return list(self._shards.values())
+
+    async def start(self) -> int | None:
+        """Read and announce the heads; return the offset to begin at.
+
+        Raises:
+            Retry: the broker did not take the events.
+        """
+        self._shards.clear()
+        self._strangers.clear()
+        self._discover()
+        opened = await self._each(self._open(shard) for shard in self._shards.values())
+        await self._each(shard.announce() for shard in self._shards.values())
+        if self._background is not None:
+            self._background.start()
+        complete = all(opened) and all(shard.has_head for shard in self._shards.values())
+        if not complete or not self._shards:
+            return None
+        return min((shard.applied or 0) + 1 for shard in self._shards.values())
+
+    async def process(self, batch: Sequence[Record]) -> int:
+        """Apply `batch` and what still waits; return the offset below all that waits.
+
+        Raises:
+            Retry: too much waits already; the batch was not taken in.
+            Fenced: another worker writes one of the shards.
+        """
+        if self._background is not None:
+            self._background.check()
+        self._check_room()
+        await self._take_in(batch)
+        now_s = time.monotonic()
+        ready = [shard for shard in self._shards.values() if shard.ready(now_s)]
+        await self._each(shard.advance() for shard in ready)
+        waiting = sum(len(shard.waiting) for shard in self._shards.values())
+        metrics.BLOCKED_RECORDS.set(waiting, topic=self._tp.topic)
+        if self._background is not None and batch:
+            self._background.wake()
+        return self._committable()
+
+    async def stop(self) -> None:
+        """End the background work and drop all state."""
+        if self._background is not None:
+            await self._background.stop()
+        self._shards.clear()
+        self._strangers.clear()
+
+    def _discover(self) -> None:
+        """Add the shards that the directory assigns to this partition."""
+        for entry in self._services.directory.indexes():
+            for number, partition in enumerate(entry.partitions):
+                key = f"{entry.uid.hex()}/{number}".encode()
+                if partition == self._tp.partition and key not in self._shards:
+                    self._shards[key] = Shard(entry, number, self._services)
+
+    async def _open(self, shard: Shard) -> bool:
+        try:
+            await shard.open()
+        except Damaged as error:
+            metrics.DAMAGED.inc(what="head")
+            log.error("head damaged", index=shard.index, shard=shard.number, why=error.message)
+            return False
+        except (Retry, Reject) as error:
+            log.warning("shard not open", index=shard.index, code=error.code.value)
+            return False
+        return True
+
+    def _check_room(self) -> None:
+        shards = self._shards.values()
+        if sum(len(shard.waiting) for shard in shards) < self._max_records and (
+            sum(shard.waiting_bytes for shard in shards) < self._max_bytes
+        ):
+            return
+        now_s = time.monotonic()
+        if any(shard.ready(now_s) for shard in shards):
+            return
+        raise Retry(ErrorCode.KEY_UNAVAILABLE, "too many updates wait for keys or storage")
+
+    async def _take_in(self, batch: Sequence[Record]) -> None:
+        """Give each record to its shard; dead-letter those of no shard."""
+        strangers = [*self._strangers, *(r for r in batch if r.key not in self._shards)]
+        if strangers:
+            # Created a moment ago, perhaps: the directory may be behind the updates.
+            await self._services.directory.refresh()
+            self._discover()
+        for record in batch:
+            shard = self._shards.get(record.key or b"")
+            if shard is not None:
+                shard.add(record)
+        if batch:
+            self._next = batch[-1].offset + 1
+        self._strangers = [r for r in strangers if r.key not in self._shards]
+        while self._strangers:
+            error = Reject(ErrorCode.UNKNOWN_INDEX, "no shard of this partition has this key")
+            await self._services.dead_letters.send(self._strangers[0], error.info(), 1, sealed=True)
+            self._strangers.pop(0)
+
+    def _committable(self) -> int:
+        lowest = [shard.lowest for shard in self._shards.values()]
+        return min([self._next, *(offset for offset in lowest if offset is not None)])
+
+    async def _each(self, work: Any) -> list[Any]:
+        """Run the coroutines of all shards, a few at a time; raise the gravest error."""
+        limit = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(coroutine: Coroutine[Any, Any, Any]) -> Any:
+            async with limit:
+                return await coroutine
+
+        done = await asyncio.gather(*(one(each) for each in work), return_exceptions=True)
+        errors = [error for error in done if isinstance(error, BaseException)]
+        for kind in (Fatal, Fenced):
+            for error in errors:
+                if isinstance(error, kind):
+                    raise error
+        if errors:
+            raise errors[0]
+        return done

@@ -1,0 +1,109 @@
+"""From a record of index-update to a checked batch: who wrote it, for which shard, what it holds.
+
+Everything here can be refused without harm to others: a refused record is dead-lettered, the
+shard's `applied` passes it, and the worker goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from schemas.errors import ErrorCode, ErrorInfo, InvalidMessage
+from schemas.update import UpdateEnvelope, decode_envelope
+from workers.crypto.derive import Purpose
+from workers.crypto.sign import VerifyKey
+from workers.errors import Reject
+from workers.index.build import Checked, check_batch
+from workers.kafka.broker import Record
+from workers.leases.lease import Lease
+from workers.objects.envelope import Route, open_update, verify_update
+from workers.storage import layout
+from workers.storage.errors import NotFound
+from workers.storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A record and what became of it: a checked batch, or why it was refused."""
+
+    record: Record
+    checked: Checked | None
+    error: ErrorInfo | None
+
+
+async def receive(
+    records: Sequence[Record], lease: Lease, shard: int, issuer: VerifyKey, store: Store
+) -> list[Received]:
+    """Verify, open and check the records of one shard, in order.
+
+    Raises:
+        Retry: KEY_UNAVAILABLE (a generation the lease does not have), STORAGE_UNAVAILABLE.
+    """
+    envelopes = await asyncio.to_thread(
+        lambda: [_verify(record, lease, shard, issuer) for record in records]
+    )
+    bodies = [
+        one if isinstance(one, ErrorInfo) else await _body(one, lease.uid, store)
+        for one in envelopes
+    ]
+    return await asyncio.to_thread(
+        lambda: [
+            _open(record, envelope, body, lease)
+            for record, envelope, body in zip(records, envelopes, bodies, strict=True)
+        ]
+    )
+
+
+def _verify(
+    record: Record, lease: Lease, shard: int, issuer: VerifyKey
+) -> UpdateEnvelope | ErrorInfo:
+    try:
+        envelope = decode_envelope(record.value)
+        route = Route(envelope.index_uid, envelope.shard, envelope.generation)
+        if route.index_uid != lease.uid or route.shard != shard or route.key != record.key:
+            raise Reject(ErrorCode.INVALID_MESSAGE, "the update is for another shard than its key")
+        if lease.partitions[shard] != record.partition:
+            raise Reject(ErrorCode.INVALID_MESSAGE, "the update is in another shard's partition")
+        verify_update(
+            envelope, index=lease.index, issuer=issuer, written_s=record.timestamp_ms / 1000
+        )
+        return envelope
+    except (InvalidMessage, Reject) as error:
+        return error.info()
+
+
+async def _body(envelope: UpdateEnvelope, uid: bytes, store: Store) -> bytes | ErrorInfo:
+    if envelope.body is not None:
+        return envelope.body
+    key = envelope.body_object or ""
+    try:
+        if key != layout.body(uid, layout.last_uid(key)):
+            raise ValueError
+        return (await store.get(key)).data
+    except ValueError:
+        return Reject(
+            ErrorCode.INVALID_MESSAGE, "the update names no body object of its index"
+        ).info()
+    except NotFound:
+        return Reject(ErrorCode.DAMAGED, "the update's body object is gone").info()
+
+
+def _open(
+    record: Record,
+    envelope: UpdateEnvelope | ErrorInfo,
+    body: bytes | ErrorInfo,
+    lease: Lease,
+) -> Received:
+    if isinstance(envelope, ErrorInfo):
+        return Received(record, None, envelope)
+    if isinstance(body, ErrorInfo):
+        return Received(record, None, body)
+    private = lease.private_key(envelope.generation, Purpose.UPDATE)
+    try:
+        return Received(
+            record, check_batch(open_update(envelope, private, body), lease.config), None
+        )
+    except Reject as error:
+        return Received(record, None, error.info())

@@ -1,0 +1,387 @@
+"""One shard that this worker owns: its waiting records, its writer, its keys.
+
+Ordering rule of a micro-batch: verify and open -> dead letters of what is refused -> segment and
+head, with the offset (`workers.chain.writer`) -> index-event -> late results. Whatever dies in
+between is repeated from the head's `applied`, which is the only truth about what was done.
+
+A shard that cannot go on (no key, no storage, damaged data) keeps its records and is tried again
+with back-off; other shards of the partition go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from schemas.errors import ErrorCode, ErrorInfo
+from schemas.update import UpdateOp
+from workers.chain.head import Head, HeadSigner
+from workers.chain.kinds import NodeKind
+from workers.chain.ops import OpStatus, PendingBatch, Published
+from workers.chain.reader import ShardReader
+from workers.chain.writer import ShardWriter
+from workers.crypto.derive import Purpose
+from workers.crypto.secret import SecretBytes
+from workers.errors import Damaged, Fenced, Reject, Retry, SealstreamError
+from workers.index.background import SWEEP_S
+from workers.index.build import Clusters, MicroBatch, gather
+from workers.index.emit import Emitter, ShardPosition
+from workers.index.receive import Received, receive
+from workers.index.vectors import CodesMerge, ShardVectors
+from workers.index.verify import head_verifier
+from workers.kafka.broker import Record
+from workers.leases.certificate import WorkerIdentity
+from workers.leases.directory import IndexEntry, KeyDirectory
+from workers.leases.holder import LeaseHolder
+from workers.leases.lease import Lease
+from workers.runtime.deadletter import DeadLetters
+from workers.runtime.policy import RetryPolicy
+from workers.storage.store import Store
+from workers.telemetry import metrics
+from workers.text.postings import RowsCodec, TermCodec
+
+log = structlog.get_logger("index.shard")
+
+MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of index-update that become one segment at most: bounds the memory of a micro-batch."""
+MAX_LIVE_SEGMENTS: Final = 8
+_DAMAGED_WAIT_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What all shards of the process share."""
+
+    holder: LeaseHolder
+    directory: KeyDirectory
+    store: Store
+    identity: WorkerIdentity
+    emitter: Emitter
+    dead_letters: DeadLetters
+    retry: RetryPolicy
+
+
+class Shard:
+    """One shard; used by the handler of its partition, one call of `advance` at a time."""
+
+    def __init__(self, entry: IndexEntry, shard: int, services: Services) -> None:
+        self.index = entry.name
+        self.uid = entry.uid
+        self.number = shard
+        self.partition = entry.partitions[shard]
+        self.waiting: deque[Record] = deque()
+        self.waiting_bytes = 0
+        self.retry_at = 0.0
+        self.maintain_at = 0.0
+        self.sweep_at = time.monotonic() + SWEEP_S * random.random()  # noqa: S311 - spreads the load
+        self._services = services
+        self._attempts = 0
+        self._because: ErrorCode | None = None
+        self._lease: Lease | None = None
+        self._writer: ShardWriter | None = None
+        self._vectors: ShardVectors | None = None
+        self._reader: ShardReader | None = None
+        # What was last seen of the head: the writer shows none while it publishes.
+        self._head: Head | None = None
+        self._head_sha256 = b""
+        # Published, but not told to everybody yet.
+        self._unsent: deque[tuple[Published, list[tuple[UpdateOp, ErrorInfo]]]] = deque()
+        self._opening = asyncio.Lock()
+        self._rng = random.Random()  # noqa: S311 - jitter, no secret
+
+    @property
+    def applied(self) -> int | None:
+        """The highest index-update offset in the head; None before the head was read."""
+        return None if self._head is None else self._head.applied
+
+    @property
+    def has_head(self) -> bool:
+        """Whether anything was ever written."""
+        return self._head is not None and self._head.version > 0
+
+    def add(self, record: Record) -> None:
+        """Queue a record, unless the head contains it."""
+        applied = self.applied
+        if applied is None or record.offset > applied:
+            self.waiting.append(record)
+            self.waiting_bytes += record.size
+
+    def ready(self, now_s: float) -> bool:
+        """Tell whether there is something to do and the time of a back-off has passed."""
+        return bool(self.waiting or self._unsent) and now_s >= self.retry_at
+
+    @property
+    def lowest(self) -> int | None:
+        """The lowest offset that may not be committed yet; None if nothing waits."""
+        waiting = [self.waiting[0].offset] if self.waiting else []
+        return min([*waiting, *(published.applied for published, _ in self._unsent)], default=None)
+
+    async def open(self) -> ShardWriter:
+        """Read the head, if that was not done; write nothing.
+
+        Raises:
+            Retry, Reject: no keys, no storage. Damaged: the head does not authenticate.
+        """
+        services = self._services
+        lease = await services.holder.lease(self.index, uid=self.uid)
+        self._lease = lease
+        async with self._opening:
+            if self._writer is None:
+                verifier = head_verifier(services.directory, self.index)
+                vectors = ShardVectors(
+                    services.store,
+                    self.uid,
+                    self.number,
+                    self._vector_key,
+                    self._generation,
+                    lease.config,
+                )
+                writer = ShardWriter(
+                    services.store,
+                    self.uid,
+                    self.number,
+                    self._segment_key,
+                    HeadSigner(
+                        services.identity.worker_id,
+                        services.identity.signing_key,
+                        services.identity.certificate.encoded,
+                    ),
+                    verifier,
+                    {
+                        NodeKind.KEYWORD: RowsCodec(NodeKind.KEYWORD),
+                        NodeKind.TERM: TermCodec(NodeKind.TERM),
+                        NodeKind.CODES: CodesMerge(),
+                    },
+                    generation=lease.generation,
+                    padding=lease.config.padding,
+                )
+                await writer.load()
+                self._writer, self._vectors = writer, vectors
+                self._look(writer)
+                self._reader = ShardReader(
+                    services.store, None, self.uid, self.number, self._segment_key, verifier
+                )
+        self._writer.use_generation(lease.generation)
+        return self._writer
+
+    async def announce(self) -> None:
+        """Send one cumulative index-event, if the shard was ever written. Raises Retry."""
+        head = self._head
+        if head is not None and head.version:
+            await self._emit(
+                Published(
+                    version=head.version,
+                    applied=head.applied,
+                    outcomes=[],
+                    head_sha256=self._head_sha256,
+                    documents=head.stats.docs,
+                    segments=len(head.segments),
+                )
+            )
+
+    async def _emit(self, published: Published) -> None:
+        await self._services.emitter.event(
+            ShardPosition(
+                index=self.index,
+                shard=self.number,
+                partition=self.partition,
+                version=published.version,
+                applied=published.applied,
+                documents=published.documents,
+                segments=published.segments,
+                head_sha256=published.head_sha256,
+            )
+        )
+
+    async def advance(self) -> None:
+        """Apply what waits, as far as it goes; on trouble wait and try again later.
+
+        Raises:
+            Fenced: another writer owns the shard.
+            Fatal: the process cannot go on.
+        """
+        try:
+            await self._tell()
+            while self.waiting:
+                await self._one_batch()
+        except Damaged as error:
+            metrics.DAMAGED.inc(what="shard")
+            self._hold_back(error, _DAMAGED_WAIT_S)
+        except (Retry, Reject) as error:
+            self._hold_back(error, 0.0)
+        else:
+            self._attempts, self._because = 0, None
+
+    async def maintain(self) -> bool:
+        """Do one piece of background work: a merge or a training. Returns whether there was one.
+
+        Raises:
+            Fenced, Damaged, Retry, Reject.
+        """
+        if self._vectors is None or self._reader is None or self._head is None:
+            return False
+        writer = await self.open()
+        trained = await self._vectors.train(writer, self._head, self._reader)
+        done = trained or await self._compact(writer, self._head)
+        if done:
+            self._look(writer)
+            await self.announce()
+        return done
+
+    async def sweep(self) -> None:
+        """Delete what no head has named for a day. Raises as `maintain`."""
+        if self.has_head:
+            swept = await (await self.open()).sweep()
+            metrics.SWEPT.inc(swept.deleted)
+
+    def _look(self, writer: ShardWriter) -> None:
+        """Remember the head, unless it is just being replaced: who does that will look."""
+        with contextlib.suppress(Fenced):
+            self._head, self._head_sha256 = writer.head, writer.head_sha256
+
+    def _segment_key(self, generation: int) -> SecretBytes:
+        return self._keys(generation, Purpose.SEGMENT)
+
+    def _vector_key(self, generation: int) -> SecretBytes:
+        return self._keys(generation, Purpose.VECTOR)
+
+    def _generation(self) -> int:
+        if self._lease is None:
+            raise Retry(ErrorCode.KEY_UNAVAILABLE, "the shard has no lease")
+        return self._lease.generation
+
+    def _keys(self, generation: int, purpose: Purpose) -> SecretBytes:
+        if self._lease is None:
+            raise Retry(ErrorCode.KEY_UNAVAILABLE, "the shard has no lease")
+        return self._lease.keys(generation, purpose)
+
+    def _hold_back(self, error: SealstreamError, least_s: float) -> None:
+        self._attempts += 1
+        pause_s = max(least_s, self._services.retry.delay_s(self._attempts, self._rng))
+        self.retry_at = time.monotonic() + pause_s
+        if self._because is not error.code:
+            log.warning("shard waits", index=self.index, shard=self.number, code=error.code.value)
+        self._because = error.code
+
+    async def _one_batch(self) -> None:
+        try:
+            writer = await self.open()
+        except Damaged:
+            raise
+        except Reject as error:
+            if error.code is not ErrorCode.UNKNOWN_INDEX:
+                raise
+            # Deleted: its updates can never be applied.
+            await self._refuse_all(error)
+            return
+        head, lease, vectors = self._head, self._lease, self._vectors
+        while self.waiting and head is not None and self.waiting[0].offset <= head.applied:
+            self._drop(1)
+        records = self._next_records()
+        if not records or head is None or lease is None or vectors is None:
+            return
+        services = self._services
+        issuer = services.directory.key_service.sign_pub
+        received = await receive(records, lease, self.number, issuer, services.store)
+        await self._dead_letter(received)
+        whole = await asyncio.to_thread(
+            gather, [one.checked for one in received if one.checked is not None]
+        )
+        if len(head.segments) >= MAX_LIVE_SEGMENTS:
+            await self._compact(writer, head)
+        async with vectors.epochs_in_use:
+            clusters = await vectors.clusters(writer, head, whole.first_vectors())
+            self._look(writer)
+            epoch = vectors.epoch(self._head or head)
+            published = await self._apply(writer, records, whole, clusters, epoch)
+            self._look(writer)
+        self._drop(len(records))
+        self._unsent.append((published, _refused(whole.sources, published)))
+        await self._tell()
+
+    def _next_records(self) -> list[Record]:
+        records: list[Record] = []
+        size = 0
+        for record in self.waiting:
+            size += record.size
+            if records and size > MAX_BATCH_BYTES:
+                break
+            records.append(record)
+        return records
+
+    def _drop(self, count: int) -> None:
+        for _ in range(count):
+            self.waiting_bytes -= self.waiting.popleft().size
+
+    async def _apply(
+        self,
+        writer: ShardWriter,
+        records: Sequence[Record],
+        whole: MicroBatch,
+        clusters: Clusters | None,
+        epoch: int,
+    ) -> Published:
+        began_s = time.monotonic()
+        published = await writer.apply(
+            PendingBatch(
+                offset=records[-1].offset,
+                ops=whole.ops,
+                build_nodes=lambda accepted: whole.nodes(accepted, clusters),
+                vocabulary=whole.vocabulary,
+                epoch=epoch,
+            )
+        )
+        metrics.PUBLISH_SECONDS.observe(time.monotonic() - began_s)
+        metrics.INDEX_DELAY_SECONDS.observe(max(0.0, time.time() - records[0].timestamp_ms / 1000))
+        return published
+
+    async def _dead_letter(self, received: Sequence[Received]) -> None:
+        for one in received:
+            if one.error is not None:
+                if one.error.code is ErrorCode.DAMAGED:
+                    metrics.DAMAGED.inc(what="update")
+                await self._services.dead_letters.send(one.record, one.error, 1, sealed=True)
+
+    async def _refuse_all(self, error: Reject) -> None:
+        while self.waiting:
+            await self._services.dead_letters.send(
+                self.waiting[0], error.info(), self._attempts + 1, sealed=True
+            )
+            self._drop(1)
+
+    async def _tell(self) -> None:
+        """Send the events and late results of what was published. Raises Retry."""
+        while self._unsent:
+            published, refused = self._unsent[0]
+            await self._emit(published)
+            await self._services.emitter.rejected(self.index, refused)
+            self._unsent.popleft()
+
+    async def _compact(self, writer: ShardWriter, head: Head) -> bool:
+        if self._vectors is None or not writer.needs_compaction:
+            return False
+        regroup, epoch = await self._vectors.regroup(head)
+        done = await writer.compact(regroup=regroup, epoch=epoch)
+        if done is None:
+            return False
+        metrics.COMPACTIONS.inc(outcome="merged")
+        metrics.COMPACTED_BYTES.inc(done.bytes_in, direction="in")
+        metrics.COMPACTED_BYTES.inc(done.bytes_out, direction="out")
+        return True
+
+
+def _refused(sources: Sequence[UpdateOp], published: Published) -> list[tuple[UpdateOp, ErrorInfo]]:
+    refused = []
+    for op, outcome in zip(sources, published.outcomes, strict=True):
+        metrics.APPLIED.inc(kind=op.kind.name.lower(), outcome=outcome.status.name.lower())
+        if outcome.status is OpStatus.REJECTED and outcome.error is not None:
+            refused.append((op, outcome.error))
+    return refused
