@@ -367,7 +367,7 @@ def load_settings(
     file_values, file_problems = _from_toml(config, environ)
     env_values = _from_environ(environ)
     env_home = env_values.get("home", file_values.get("home", (DEFAULT_HOME, "")))[0]
-    home = Path(given["home"] if "home" in given else env_home)
+    home = Path(options.get("home") or env_home)
     stack_values, unknown, stack_problems = _from_stack_env(home / "stack.env")
 
     merged: dict[str, Any] = {}
