@@ -6,6 +6,7 @@ Each workaround for aiokafka stands in these files, with its reason and the name
 |---|---|---|
 | it logs keys and values at level DEBUG | its logger never goes below INFO | `test_records_stay_out_of_logs` |
 | `create_topics` does not raise when a topic was refused | the response is read | `test_refused_topic_is_raised` |
+| end offsets may be too low (Tansu) | the high watermark of a fetch counts: `aio_ends.py` | `test_end_offsets_of_batches` |
 | `NewTopic` refuses -1, the broker's default replication | it is set afterwards | `test_ensure_topics` |
 """  # noqa: E501
 
@@ -22,6 +23,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from schemas.errors import ErrorCode
 from workers.errors import Fatal
+from workers.kafka.aio_ends import seek_to_ends
 from workers.kafka.aio_errors import keep_records_out_of_logs, translated
 from workers.kafka.aio_group import AioGroupReader, fetch_options, to_record
 from workers.kafka.aio_producer import AioProducer
@@ -114,11 +116,11 @@ class AioBroker:
         async with self._admin() as admin:
             counts = await self._counts(admin)
         wanted = [TopicPartition(t, number) for t in topics for number in range(counts.get(t, 0))]
-        # Without a subscription it never joins the group: it only asks for offsets.
+        # With partitions assigned by hand it never joins the group: it only asks for offsets.
         async with self._consumer(group_id=group) as consumer:
-            consumer._client.set_topics(topics)  # noqa: SLF001
+            consumer.assign(wanted)
             begins = await consumer.beginning_offsets(wanted)
-            ends = await consumer.end_offsets(wanted)
+            ends = await seek_to_ends(consumer, wanted)
             lag: dict[TP, int] = {}
             for partition in wanted:
                 committed = await consumer.committed(partition)
@@ -132,7 +134,7 @@ class AioBroker:
         async with self._consumer(group_id=None) as consumer:
             consumer.assign([partition])
             begins = await consumer.beginning_offsets([partition])
-            ends = await consumer.end_offsets([partition])
+            ends = await seek_to_ends(consumer, [partition])
             if not begins[partition] <= offset < ends[partition]:
                 return None
             consumer.seek(partition, offset)

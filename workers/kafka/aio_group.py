@@ -191,7 +191,13 @@ class AioGroupReader:
         with translated():
             async with asyncio.timeout(self._deadline_s):
                 offset: int = (await self._consumer.end_offsets([partition]))[partition]
-                return offset
+        # End offsets may be too low: aio_ends.py.
+        mark = (
+            self._consumer.highwater(partition)
+            if partition in self._consumer.assignment()
+            else None
+        )
+        return max(offset, mark or 0)
 
     async def position(self, tp: TP) -> int | None:
         """Return the offset that the next fetch begins at, or None if it is not assigned."""

@@ -2,8 +2,8 @@
 
 The positions are fixed before `start` returns: aiokafka seeks lazily, so a reply that is produced
 between `assign` and the first fetch would be missed without awaiting `position()`.
-On Tansu, end offsets can be stale after the broker was killed: so "caught up" also needs a fetch
-that found nothing, and the ends asked once more.
+"Caught up" compares with the high watermark of the first fetch of each partition, not with end
+offsets, which may be too low (`aio_ends.py`): a worker would begin with old keys or revocations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka import errors as kafka
 
-from workers.errors import Fatal, Retry
+from workers.errors import Fatal
+from workers.kafka.aio_ends import seek_to_ends
 from workers.kafka.aio_errors import translate, translated
 from workers.kafka.aio_group import check_alive, fetch_options, to_record
 from workers.kafka.broker import TP, Record
@@ -27,7 +28,7 @@ _log = structlog.get_logger(__name__)
 
 _MAX_RECORDS = 1000
 _ERROR_PAUSE_S = 0.2
-# While catching up, an empty fetch is part of the proof: it must not take the caller's time-out.
+# While catching up, an empty fetch may be the proof: it must not take the caller's time-out.
 _PROBE_S = 0.1
 
 
@@ -57,8 +58,8 @@ class AioTopicReader:
         self._topics = topics
         self._partitions_of = partitions_of
         self._begin = start
+        self._partitions: list[TopicPartition] = []
         self._ends: dict[TopicPartition, int] = {}
-        self._idle = False
         self._caught_up = asyncio.Event()
         self._consumer = AIOKafkaConsumer(
             **connection,
@@ -69,7 +70,7 @@ class AioTopicReader:
 
     async def start(self) -> None:
         """Connect and fix the positions."""
-        partitions = await self._resolve()
+        self._partitions = partitions = await self._resolve()
         try:
             with translated():
                 async with asyncio.timeout(self._deadline_s):
@@ -77,11 +78,10 @@ class AioTopicReader:
                     self._consumer.assign(partitions)
                     if self._begin == "beginning":
                         await self._consumer.seek_to_beginning(*partitions)
+                        for partition in partitions:
+                            await self._consumer.position(partition)
                     else:
-                        await self._consumer.seek_to_end(*partitions)
-                    for partition in partitions:
-                        await self._consumer.position(partition)
-                    self._ends = await self._consumer.end_offsets(partitions)
+                        await seek_to_ends(self._consumer, partitions)
         except BaseException:
             await self.stop()
             raise
@@ -120,27 +120,20 @@ class AioTopicReader:
             _log.warning("fetch_failed", error=type(error).__name__)
             await asyncio.sleep(min(timeout_s, _ERROR_PAUSE_S))
             return []
-        self._idle = not found
         return [to_record(raw) for batch in found.values() for raw in batch]
 
     async def _compare(self) -> None:
-        """Fire the event if the last fetch was empty and all positions are at the present ends."""
-        if not self._idle or not await self._reached():
-            return
-        try:
-            with translated():
-                async with asyncio.timeout(self._deadline_s):
-                    self._ends = await self._consumer.end_offsets(list(self._ends))
-        except Retry:
-            return
-        if await self._reached():
-            self._caught_up.set()
-
-    async def _reached(self) -> bool:
+        """Fire the event if every partition is at the end that its first fetch told."""
+        for partition in self._partitions:
+            if partition not in self._ends:
+                mark = self._consumer.highwater(partition)
+                if mark is None:
+                    return
+                self._ends[partition] = mark
         for partition, end in self._ends.items():
             if await self._consumer.position(partition) < end:
-                return False
-        return True
+                return
+        self._caught_up.set()
 
     async def caught_up(self) -> None:
         """Wait until the caller of `next` has worked in all that existed."""

@@ -38,7 +38,7 @@ async def check_read_write(store: Store) -> None:
     except AccessDenied as error:
         raise _fatal("denies reading, writing or deleting under the prefix") from error
     except NotFound as error:
-        raise _fatal("has no such bucket, or loses what was written") from error
+        raise _fatal("loses what was written") from error
 
 
 async def check_read_only(store: Store) -> None:
@@ -54,8 +54,6 @@ async def check_read_only(store: Store) -> None:
             break
     except AccessDenied as error:
         raise _fatal("denies reading or listing under the prefix") from error
-    except NotFound as error:
-        raise _fatal("has no such bucket") from error
 
 
 async def _conditional_writes(store: Store, key: str, first: str) -> None:

