@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hmac
 import io
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -28,6 +29,8 @@ TAG_BYTES = 16
 INTO_BYTES = 64 * 1024
 _NONCE = bytes(12)
 _BYTES16 = lp(bytes(16))[:-16]
+# Kinds, codecs and most part numbers are a handful of small integers.
+_ints = lru_cache(maxsize=4096)(lp)
 
 Buffer = bytes | bytearray | memoryview
 
@@ -105,7 +108,7 @@ class NodeSealer:
     def label_and_key(self, token: bytes, kind: int, part: int) -> tuple[bytes, bytes]:
         """Return a node's label (16 bytes) and key (32 bytes)."""
         secret = self._prf.digest(node_message(token))[:TOKEN_BYTES]
-        derived = hmac.digest(secret, self._uid + lp(kind, part), "sha512")
+        derived = hmac.digest(secret, self._uid + _ints(kind, part), "sha512")
         return derived[:LABEL_BYTES], derived[LABEL_BYTES:48]
 
     def seal(
@@ -113,7 +116,7 @@ class NodeSealer:
     ) -> tuple[bytes, bytes]:
         """Return the label and the sealed node; call it once per (token, kind, part)."""
         label, key = self.label_and_key(token, kind, part)
-        return label, seal_node(key, payload, self._aad + label + lp(codec))
+        return label, seal_node(key, payload, self._aad + label + _ints(codec))
 
     def open(self, token: bytes, kind: int, part: int, codec: int, sealed: Buffer) -> bytes:
         """Open a node.
@@ -122,4 +125,4 @@ class NodeSealer:
             OpenFailed: The node was changed, or belongs elsewhere.
         """
         label, key = self.label_and_key(token, kind, part)
-        return open_node(key, sealed, self._aad + label + lp(codec))
+        return open_node(key, sealed, self._aad + label + _ints(codec))
