@@ -23,21 +23,21 @@ HPKE (`info(Info.X, *context)`):
 
 Signatures (`SigningKey.sign(Info.X, *parts)`):
 
-    name            signed by                    parts
-    MESSAGE         caller's session key         topic, key, value (`sealstream-sig`)
-    KEY_REQUEST     worker                       body
-    KEY_GRANT       key service                  clear header, sealed subkeys
-    CERTIFICATE     key service                  encoded certificate
-    DIRECTORY       key service                  topic key, encoded record
-    REVOCATION      key service                  topic key, encoded record
-    ENVELOPE        key service                  encoded KMS envelope
-    AUDIT           key service                  checkpoint: instance, seq, chain hash
-    ADMIN_RESULT    key service                  encoded result
-    UPDATE          ingest worker or key service envelope fields, sha256 of the body
-    INDEX_EVENT     index worker                 topic key, encoded event
-    HEAD            index worker                 index uid, shard, sealed head
-    INGEST_RESULT   ingest or index worker       topic key, encoded result
-    QUERY_RESULT    query worker                 request id, encoded result
+    name           signed by             parts
+    MESSAGE        caller's session key  topic, record key, value (header `sealstream-sig`)
+    KEY_REQUEST    worker                body
+    KEY_GRANT      key service           clear header, sealed part (grants of every kind)
+    CERTIFICATE    key service           encoded certificate
+    DIRECTORY      key service           record key, record
+    REVOCATION     key service           record key, record
+    ENVELOPE       key service           encoded KMS envelope
+    AUDIT          key service           checkpoint: instance, sequence number, chain hash
+    ADMIN_RESULT   key service           record key, value
+    UPDATE         ingest worker         every field of the envelope, the body by its SHA-256
+    INDEX_EVENT    index worker          record key, event
+    HEAD           index worker          index uid, shard, sealed head
+    INGEST_RESULT  ingest, index worker  record key, value
+    QUERY_RESULT   query worker          record key, value
 """
 
 from __future__ import annotations
