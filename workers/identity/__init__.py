@@ -1,0 +1,1 @@
+"""Who is calling: identity providers and identity tokens."""

@@ -1,0 +1,1 @@
+"""The key service: the only worker that can unwrap keys."""

@@ -200,6 +200,7 @@ class LeaseHolder:
         Raises:
             Reject: UNKNOWN_INDEX, UNAUTHENTICATED, FORBIDDEN, WRONG_KEY, EXPIRED; Damaged.
             Retry: KEY_UNAVAILABLE.
+            Fatal: this worker's certificate has expired, or the holder's tasks ended.
         """
         found = self._current(index, uid, full=auth is not None)
         if found is not None:
@@ -501,6 +502,7 @@ class LeaseHolder:
         if self._producer is None:
             raise RuntimeError("the lease holder is not started")
         self._check_listening()
+        self._check_certificate()
         service = self._directory.key_service
         ephemeral = HpkePrivateKey.generate(self._suite)
         now_ms = int(self._clock() * 1000)
@@ -566,6 +568,13 @@ class LeaseHolder:
                 raise Fatal(ErrorCode.KEY_UNAVAILABLE, f"the task {task.get_name()} ended") from (
                     None if task.cancelled() else task.exception()
                 )
+
+    def _check_certificate(self) -> None:
+        """End the process when its certificate has ended: nobody would answer it."""
+        if self._clock() >= self._identity.certificate.expires_s:
+            raise Fatal(
+                ErrorCode.EXPIRED, "this worker's certificate has expired: enrol the worker anew"
+            )
 
     def _lock(self, name: bytes) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())

@@ -1,0 +1,386 @@
+"""KMS key -> KEK -> TAG, DEK, INGEST: made, stored, opened, cached.
+
+Objects of an index, all but the envelope sealed (SST1) under the KEK and bound to index and name:
+
+    <uid>/keys/envelope/<epoch>    `envelope.py`
+    <uid>/keys/tag                 TAG, 32 bytes
+    <uid>/keys/dek/<generation>    suite u8 ‖ DEK
+    <uid>/keys/ingest/<day>        suite u8 ‖ seed of the INGEST pair
+
+Invariants:
+- Opened keys are cached for at most `CACHE_S` after the KMS, or a caller who keeps the KEK, last
+  gave it; at most `MAX_RINGS` indexes at a time.
+- What is new asks the KMS (`fresh`); what continues (a renewal, an object key for a leased worker)
+  may live from the cache while the KMS is down, and asks it once the cache is `REFRESH_S` old.
+- `WRONG_KEY` is said only of a key that a caller gave; all else that does not open is DAMAGED.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable
+from itertools import pairwise
+from typing import Final, TypeVar
+from weakref import WeakValueDictionary
+
+from schemas.errors import ErrorCode
+from workers.crypto.errors import OpenFailed
+from workers.crypto.hpke import HpkeSuite
+from workers.crypto.lp import lp
+from workers.crypto.seal import SealPurpose, open_sealed, seal
+from workers.crypto.secret import KEY_BYTES, SecretBytes, random_secret
+from workers.crypto.sign import SigningKey
+from workers.errors import Reject, Retry
+from workers.keys.catalog import PROVIDER_NONE, IndexRecord
+from workers.keys.envelope import (
+    EPOCH,
+    Envelope,
+    commitment,
+    damaged,
+    kms_context,
+    open_envelope,
+    sign_envelope,
+)
+from workers.keys.keyring import DataKey, IngestKey, KeyRing
+from workers.kms.base import Kms
+from workers.leases.certificate import Clock
+from workers.storage import layout
+from workers.storage.errors import AlreadyExists, NotFound
+from workers.storage.store import Store
+from workers.telemetry import metrics
+
+T = TypeVar("T")
+
+CACHE_S: Final = 900.0
+REFRESH_S: Final = 300.0
+MAX_RINGS: Final = 1024
+FIRST_GENERATION: Final = 1
+DAY_S: Final = 86_400
+
+
+class Hierarchy:
+    """Makes and opens the keys of indexes."""
+
+    def __init__(
+        self, store: Store, kms: Kms, signer: SigningKey, *, clock: Clock = time.time
+    ) -> None:
+        """Prepare; `signer` is the key service's identity."""
+        self._store = store
+        self._kms = kms
+        self._signer = signer
+        self._clock = clock
+        self._rings: OrderedDict[bytes, KeyRing] = OrderedDict()
+        self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+
+    async def create(
+        self, uid: bytes, *, key_id: str, suite: HpkeSuite, index_key: SecretBytes | None = None
+    ) -> KeyRing:
+        """Make and store the keys of a new index.
+
+        Args:
+            uid: fresh and random, so nothing stands there.
+            key_id: of the KMS key that wraps the KEK.
+            suite: of the pairs of this index.
+            index_key: the KEK itself, for provider `none`.
+
+        Raises:
+            Retry: KEY_UNAVAILABLE, STORAGE_UNAVAILABLE.
+            Reject: the KMS refuses the key.
+        """
+        now = self._clock()
+        kek = random_secret() if index_key is None else SecretBytes(index_key.view())
+        wrapped, version, provider = b"", "", PROVIDER_NONE
+        if index_key is None:
+            answer = await self._timed("wrap", self._kms.wrap(key_id, kek, kms_context(uid, EPOCH)))
+            wrapped, version, provider = answer.data, answer.version, self._kms.name
+        envelope = Envelope(
+            index_uid=uid.hex(),
+            epoch=EPOCH,
+            provider=provider,
+            key_id=key_id if index_key is None else "",
+            wrap_version=version,
+            wrapped=base64.b64encode(wrapped).decode("ascii"),
+            commitment=commitment(kek, uid, EPOCH),
+            created_ms=int(now * 1000),
+        )
+        day = int(now) // DAY_S
+        ring = KeyRing(
+            uid=uid,
+            kek=kek,
+            tag=random_secret(),
+            data_keys={FIRST_GENERATION: DataKey(FIRST_GENERATION, suite, random_secret())},
+            ingest_keys={day: IngestKey(day, suite, random_secret())},
+            proved_s=now,
+        )
+        data_key, ingest_key = ring.data_keys[FIRST_GENERATION], ring.ingest_keys[day]
+        store = self._store
+        await store.create(layout.envelope(uid, EPOCH), sign_envelope(envelope, self._signer))
+        await store.create(layout.tag(uid), _seal_tag(ring))
+        await store.create(layout.dek(uid, FIRST_GENERATION), _seal_data_key(ring, data_key))
+        await store.create(layout.ingest_key(uid, day), _seal_ingest_key(ring, ingest_key))
+        self._keep(ring)
+        return ring
+
+    async def open(
+        self, record: IndexRecord, *, index_key: SecretBytes | None = None, fresh: bool
+    ) -> KeyRing:
+        """Return the keys of an index.
+
+        Args:
+            record: of the index.
+            index_key: what the caller says is the KEK, for provider `none`.
+            fresh: ask the KMS even if the keys are cached.
+
+        Raises:
+            Reject: WRONG_KEY.
+            Retry: KEY_UNAVAILABLE, STORAGE_UNAVAILABLE.
+            Damaged: stored keys do not open.
+        """
+        async with self._locks.setdefault(record.uid, asyncio.Lock()):
+            if record.provider == PROVIDER_NONE:
+                return await self._open_kept_by_caller(record, index_key)
+            cached = self._cached(record.uid)
+            if cached is not None and not fresh and self._age(cached) < REFRESH_S:
+                return cached
+            try:
+                kek = await self._unwrap(record)
+            except Retry:
+                # It may have been wiped while the KMS was asked.
+                if cached is None or fresh or cached.wiped:
+                    raise
+                return cached
+            return await self._proved(record, kek, cached)
+
+    async def ingest_key_of_today(self, ring: KeyRing) -> bool:
+        """Make sure that the INGEST pair of today exists; tell whether the ring changed.
+
+        Raises:
+            Retry: STORAGE_UNAVAILABLE.
+        """
+        day = int(self._clock()) // DAY_S
+        if max(ring.ingest_keys, default=-1) >= day:
+            return False
+        suite = ring.data_keys[max(ring.data_keys)].suite
+        key = IngestKey(day, suite, random_secret())
+        try:
+            await self._store.create(layout.ingest_key(ring.uid, day), _seal_ingest_key(ring, key))
+        except AlreadyExists:
+            ring.check()
+            key = await self._read_ingest_key(ring.uid, ring.kek, day)
+        ring.ingest_keys[day] = key
+        return True
+
+    async def drop_old_ingest_keys(self, ring: KeyRing, keep_s: float) -> None:
+        """Destroy INGEST pairs whose successor is older than `keep_s`. Raises Retry."""
+        days = sorted(ring.ingest_keys)
+        limit = self._clock() - keep_s
+        # A pair is sealed to until producers have seen its successor: a day for that.
+        old = [d for d, after in pairwise(days) if (after + 1) * DAY_S < limit]
+        if old:
+            await self._store.delete([layout.ingest_key(ring.uid, day) for day in old])
+            for day in old:
+                ring.ingest_keys.pop(day).seed.wipe()
+
+    async def destroy(self, uid: bytes) -> None:
+        """Delete the stored keys of an index and forget the cached ones. Raises Retry."""
+        self.forget(uid)
+        keys = [entry.key async for entry in self._store.list(layout.keys_prefix(uid))]
+        if keys:
+            await self._store.delete(keys)
+
+    def forget(self, uid: bytes) -> None:
+        """Wipe the cached keys of an index."""
+        ring = self._rings.pop(uid, None)
+        if ring is not None:
+            ring.wipe()
+
+    def expire(self) -> None:
+        """Wipe what has been cached for too long. Called every second."""
+        for uid in [uid for uid, ring in self._rings.items() if self._age(ring) >= CACHE_S]:
+            self.forget(uid)
+
+    def wipe(self) -> None:
+        """Wipe everything."""
+        for uid in list(self._rings):
+            self.forget(uid)
+
+    async def _open_kept_by_caller(
+        self, record: IndexRecord, index_key: SecretBytes | None
+    ) -> KeyRing:
+        cached = self._cached(record.uid)
+        if index_key is None:
+            if cached is None:
+                raise Retry(
+                    ErrorCode.KEY_UNAVAILABLE,
+                    "the key of this index is kept by its callers, and none has come lately",
+                )
+            return cached
+        envelope = await self._envelope(record)
+        if envelope.provider != PROVIDER_NONE:
+            raise damaged()
+        if not envelope.is_of(index_key):
+            raise Reject(ErrorCode.WRONG_KEY, "this is not the key of the index", field="auth")
+        return await self._proved(record, SecretBytes(index_key.view()), cached)
+
+    async def _proved(
+        self, record: IndexRecord, kek: SecretBytes, cached: KeyRing | None
+    ) -> KeyRing:
+        """Return the ring of a KEK that was just given: the cached one, or one read anew."""
+        if cached is not None and cached.is_of(kek) and record.generation in cached.data_keys:
+            kek.wipe()
+            cached.proved_s = self._clock()
+            return cached
+        try:
+            ring = await self._read(record, kek)
+        except (OpenFailed, NotFound, ValueError) as error:
+            raise damaged() from error
+        self._keep(ring)
+        return ring
+
+    async def _unwrap(self, record: IndexRecord) -> SecretBytes:
+        envelope = await self._envelope(record)
+        if envelope.provider != self._kms.name:
+            raise Retry(
+                ErrorCode.KEY_UNAVAILABLE,
+                f"the index's key is in the KMS {envelope.provider}, which this key service does"
+                " not reach",
+            )
+        try:
+            wrapped = envelope.wrapped_bytes()
+        except ValueError as error:
+            raise damaged() from error
+        kek = await self._timed(
+            "unwrap", self._kms.unwrap(envelope.key_id, wrapped, kms_context(record.uid, EPOCH))
+        )
+        if not envelope.is_of(kek):
+            kek.wipe()
+            raise damaged()
+        return kek
+
+    async def _timed(self, call: str, answer: Awaitable[T]) -> T:
+        """Await a call to the KMS and measure it."""
+        outcome = "error"
+        started_s = time.perf_counter()
+        try:
+            result = await answer
+            outcome = "ok"
+            return result
+        finally:
+            metrics.KMS_SECONDS.observe(time.perf_counter() - started_s, call=call)
+            metrics.KMS_CALLS.inc(call=call, outcome=outcome)
+
+    async def _envelope(self, record: IndexRecord) -> Envelope:
+        try:
+            stored = await self._store.get(layout.envelope(record.uid, EPOCH))
+        except NotFound as error:
+            raise damaged() from error
+        return open_envelope(stored.data, record.uid, EPOCH, self._signer.public)
+
+    async def _read(self, record: IndexRecord, kek: SecretBytes) -> KeyRing:
+        uid, generation = record.uid, record.generation
+        tag = await self._read_sealed(layout.tag(uid), kek, SealPurpose.TAG, uid, _TAG_ID)
+        raw = await self._read_sealed(
+            layout.dek(uid, generation), kek, SealPurpose.DEK, uid, _dek_id(generation)
+        )
+        ring = KeyRing(
+            uid=uid,
+            kek=kek,
+            tag=SecretBytes(tag),
+            data_keys={generation: DataKey(generation, *_split(raw))},
+            ingest_keys={},
+            proved_s=self._clock(),
+        )
+        prefix = layout.ingest_key(uid, 0).rpartition("/")[0]
+        async for entry in self._store.list(prefix):
+            day = int(entry.key.rpartition("/")[2])
+            ring.ingest_keys[day] = await self._read_ingest_key(uid, kek, day)
+        return ring
+
+    async def _read_ingest_key(self, uid: bytes, kek: SecretBytes, day: int) -> IngestKey:
+        try:
+            raw = await self._read_sealed(
+                layout.ingest_key(uid, day), kek, SealPurpose.INGEST_KEY, uid, _ingest_id(day)
+            )
+        except OpenFailed as error:
+            raise damaged() from error
+        return IngestKey(day, *_split(raw))
+
+    async def _read_sealed(
+        self, key: str, kek: SecretBytes, purpose: SealPurpose, uid: bytes, object_id: bytes
+    ) -> bytes:
+        stored = await self._store.get(key)
+        return open_sealed(kek, stored.data, purpose=purpose, index_uid=uid, object_id=object_id)
+
+    def _cached(self, uid: bytes) -> KeyRing | None:
+        ring = self._rings.get(uid)
+        if ring is None:
+            return None
+        if self._age(ring) >= CACHE_S:
+            self.forget(uid)
+            return None
+        self._rings.move_to_end(uid)
+        return ring
+
+    def _keep(self, ring: KeyRing) -> None:
+        before = self._rings.pop(ring.uid, None)
+        self._rings[ring.uid] = ring
+        if before is not None:
+            before.wipe()
+        while len(self._rings) > MAX_RINGS:
+            _, oldest = self._rings.popitem(last=False)
+            oldest.wipe()
+
+    def _age(self, ring: KeyRing) -> float:
+        return self._clock() - ring.proved_s
+
+
+_TAG_ID = b"tag"
+
+
+def _dek_id(generation: int) -> bytes:
+    return lp("dek", generation)
+
+
+def _ingest_id(day: int) -> bytes:
+    return lp("ingest", day)
+
+
+def _seal_tag(ring: KeyRing) -> bytes:
+    return seal(
+        ring.kek,
+        ring.tag.view(),
+        purpose=SealPurpose.TAG,
+        index_uid=ring.uid,
+        object_id=_TAG_ID,
+    )
+
+
+def _seal_data_key(ring: KeyRing, key: DataKey) -> bytes:
+    return seal(
+        ring.kek,
+        bytes([key.suite]) + key.dek.view(),
+        purpose=SealPurpose.DEK,
+        generation=key.generation,
+        index_uid=ring.uid,
+        object_id=_dek_id(key.generation),
+    )
+
+
+def _seal_ingest_key(ring: KeyRing, key: IngestKey) -> bytes:
+    return seal(
+        ring.kek,
+        bytes([key.suite]) + key.seed.view(),
+        purpose=SealPurpose.INGEST_KEY,
+        index_uid=ring.uid,
+        object_id=_ingest_id(key.day),
+    )
+
+
+def _split(raw: bytes) -> tuple[HpkeSuite, SecretBytes]:
+    """Split suite byte and key. Raises OpenFailed."""
+    if len(raw) != 1 + KEY_BYTES:
+        raise OpenFailed("a stored key has an unknown form")
+    return HpkeSuite(raw[0]), SecretBytes(memoryview(raw)[1:])

@@ -1,0 +1,139 @@
+"""Who may what: worker role ∩ caller's scopes, and which keys that makes.
+
+a lease      the certificate names the index; the purposes asked for are the role's; without a
+caller only those that need none (`INTAKE_PURPOSES`)
+a decision   ingest and query workers, for indexes in their certificate
+object keys  query workers that hold a full lease; the caller's groups must meet the record's
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import msgspec
+
+from schemas.auth import Scope
+from schemas.errors import ErrorCode
+from workers.crypto.derive import Purpose
+from workers.crypto.hpke import HpkePrivateKey
+from workers.crypto.secret import SecretBytes
+from workers.errors import Reject
+from workers.keys.callers import Principal
+from workers.keys.catalog import IndexRecord
+from workers.keys.keyring import KeyRing
+from workers.leases.certificate import Role, WorkerCertificate
+from workers.leases.grant import KeyItem, LeasePayload
+from workers.leases.lease import INTAKE_PURPOSES, ROLE_PURPOSES
+
+# What a caller must be allowed, at least one of them, for a worker to be given an index's keys on
+# their behalf.
+_USES: dict[Role, frozenset[Scope]] = {
+    "ingest": frozenset({Scope.ENCRYPT, Scope.UPDATE, Scope.DELETE, Scope.INDEX}),
+    "query": frozenset({Scope.DECRYPT, Scope.INDEX}),
+}
+_PAIRS = frozenset({Purpose.OBJECT, Purpose.UPDATE, Purpose.QUERY})
+
+
+def check_index(certificate: WorkerCertificate, index: str) -> None:
+    """Refuse an index that the worker's certificate does not name. Raises Reject: FORBIDDEN."""
+    if not certificate.covers(index):
+        raise Reject(
+            ErrorCode.FORBIDDEN, "the worker's certificate is not for this index", field="index"
+        )
+
+
+def check_purposes(role: Role, purposes: Collection[str], *, with_caller: bool) -> None:
+    """Refuse keys that the role may not have.
+
+    Raises:
+        Reject: FORBIDDEN.
+    """
+    allowed = ROLE_PURPOSES[role] if with_caller else INTAKE_PURPOSES[role]
+    if not purposes or len(set(purposes)) != len(purposes) or not allowed.issuperset(purposes):
+        why = "" if with_caller else " without a caller"
+        raise Reject(
+            ErrorCode.FORBIDDEN, f"a worker of the role {role} may not have these keys{why}"
+        )
+
+
+def check_use(role: Role, principal: Principal) -> None:
+    """Refuse a caller with no scope that this role could serve. Raises Reject: FORBIDDEN."""
+    if not _USES.get(role, frozenset()) & principal.scopes:
+        raise Reject(
+            ErrorCode.FORBIDDEN, "the caller has no scope for what this worker does", field="auth"
+        )
+
+
+def lease_payload(
+    role: Role, record: IndexRecord, ring: KeyRing, purposes: Iterable[str]
+) -> LeasePayload:
+    """Return the keys of a lease; for an ingest worker OBJECT and UPDATE are public halves.
+
+    Args:
+        role: of the worker; `check_purposes` has passed.
+        record: of the index.
+        ring: its keys.
+        purposes: what to put in.
+
+    Raises:
+        Retry: the ring was wiped meanwhile.
+    """
+    ring.check()
+    wanted = {Purpose(purpose) for purpose in purposes}
+    # Who writes needs the current generation only.
+    generations = [record.generation] if role == "ingest" else sorted(ring.data_keys)
+    keys = [
+        _item(role, ring, generation, purpose)
+        for generation in generations
+        for purpose in sorted(wanted - {Purpose.TAG, Purpose.INGEST})
+    ]
+    if Purpose.TAG in wanted:
+        keys.append(KeyItem(0, Purpose.TAG, "key", 0, ring.tag.copy()))
+    ingest = [
+        KeyItem(0, Purpose.INGEST, "seed", key.suite, key.seed.copy())
+        for key in ring.newest_ingest_first()
+        if Purpose.INGEST in wanted
+    ]
+    return LeasePayload(
+        index=record.index,
+        uid=record.uid,
+        config=msgspec.json.encode(record.config),
+        partitions=record.partitions,
+        keys=keys,
+        ingest=ingest,
+        query_public=record.query_key.decode().encode(),
+        directory_version=record.version,
+    )
+
+
+def _item(role: Role, ring: KeyRing, generation: int, purpose: Purpose) -> KeyItem:
+    suite = ring.data_keys[generation].suite
+    with ring.subkey(generation, purpose) as key:
+        if role == "ingest":
+            public = HpkePrivateKey.from_seed(suite, key).public
+            return KeyItem(generation, purpose, "public", 0, public.encode())
+        if purpose in _PAIRS:
+            return KeyItem(generation, purpose, "seed", suite, key.copy())
+        return KeyItem(generation, purpose, "key", 0, key.copy())
+
+
+def may_read(groups: Collection[str], record_groups: Iterable[str]) -> bool:
+    """Tell whether one of the caller's groups is on a record's access list."""
+    return not {group.lower() for group in groups}.isdisjoint(record_groups)
+
+
+def check_owner(principal: Principal, record: IndexRecord, index_key: SecretBytes | None) -> None:
+    """Refuse who may not administer an index.
+
+    That is who belongs to the group of its creator, and who has the index's own key (already
+    checked against the index).
+
+    Raises:
+        Reject: FORBIDDEN.
+    """
+    if index_key is None and record.owner_group not in principal.groups:
+        raise Reject(
+            ErrorCode.FORBIDDEN, "only the group that created an index may do this", field="auth"
+        )
+    if Scope.INDEX not in principal.scopes:
+        raise Reject(ErrorCode.FORBIDDEN, "the caller lacks the scope Index", field="auth")

@@ -1,0 +1,313 @@
+"""The key service process.
+
+Start, in this order: realm -> HPKE keys -> directory (own entry, then the indexes') -> audit
+(`start`) -> work. So nothing is answered before the directory is true and the audit works.
+
+Beside the work, every second: wipe keys that were cached too long, forget what has expired, write
+the audit checkpoint that is due; every minute: rotate HPKE keys; every hour: renew directory
+entries in the second half of their life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from contextlib import AsyncExitStack
+from typing import Final
+
+import structlog
+
+from schemas.codec import parse
+from schemas.errors import ErrorCode, InvalidMessage
+from schemas.topics import (
+    ADMIN_REQUEST,
+    ADMIN_RESULT,
+    INDEX_UPDATE,
+    KEY_AUDIT,
+    KEY_DIRECTORY,
+    KEY_GRANT,
+    KEY_REQUEST,
+    with_prefix,
+)
+from workers.errors import Damaged, Fatal, Reject, Retry
+from workers.identity.base import IdentityProvider
+from workers.identity.local import LocalAdministrator
+from workers.kafka.broker import Broker, Record
+from workers.kafka.open import open_broker
+from workers.keys.admin import Admin
+from workers.keys.answers import Answers, Terms
+from workers.keys.audit import Audit
+from workers.keys.callers import Callers
+from workers.keys.catalog import Catalog
+from workers.keys.hierarchy import Hierarchy
+from workers.keys.indexes import Indexes
+from workers.keys.publish import Publisher
+from workers.keys.realm import Realm, RealmPurpose, open_realm
+from workers.keys.service_keys import ServiceKeys
+from workers.kms.base import Kms
+from workers.kms.registry import open_kms
+from workers.leases.certificate import Clock
+from workers.leases.directory import KEY_SERVICE_KEY, KeyDirectory
+from workers.leases.holder import SUITES
+from workers.runtime.deadletter import DeadLetters
+from workers.runtime.each import EachPump
+from workers.runtime.health import Health
+from workers.runtime.policy import DrainPolicy
+from workers.runtime.wait import event_within
+from workers.settings import Settings
+from workers.storage.open import open_store
+from workers.storage.store import Store
+
+GROUP: Final = "sealstream-keys"
+DEFAULT_ID: Final = "keys-1"
+MAX_CONCURRENCY: Final = 32
+_TICK_S: Final = 1.0
+_ROTATE_S: Final = 60.0
+_REFRESH_S: Final = 3600.0
+
+log = structlog.get_logger("keys.worker")
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Run until `stop`; then drain and leave.
+
+    Raises:
+        Fatal: the settings, the realm or the KMS cannot work.
+    """
+    async with AsyncExitStack() as stack:
+        broker = open_broker(settings, client_id=settings.worker_id or DEFAULT_ID)
+        stack.push_async_callback(broker.aclose)
+        store = open_store(settings)
+        stack.push_async_callback(store.aclose)
+        kms = open_kms(settings.kms_spec, settings)
+        stack.push_async_callback(kms.aclose)
+        await serve(settings, stop, broker=broker, store=store, kms=kms)
+
+
+async def serve(
+    settings: Settings,
+    stop: asyncio.Event,
+    *,
+    broker: Broker,
+    store: Store,
+    kms: Kms,
+    clock: Clock = time.time,
+) -> None:
+    """Run on a broker, a store and a KMS that somebody else opened (tests, one process)."""
+    worker_id = settings.worker_id or DEFAULT_ID
+    health = Health(worker_id, settings.run_dir / f"{worker_id}.json")
+    health.set("role", "keys")
+    service = KeyService(settings, broker=broker, store=store, kms=kms, clock=clock)
+    beside = [asyncio.create_task(health.run(stop), name="health")]
+    try:
+        await service.start()
+        pump = EachPump(
+            broker,
+            settings.topic_prefix + GROUP,
+            [service.requests, service.admin_requests],
+            service.handle,
+            max_concurrency=MAX_CONCURRENCY,
+            health=health,
+            drain=DrainPolicy(finish_s=settings.drain_s),
+        )
+
+        async def ready() -> None:
+            await pump.wait_assigned()
+            health.set("ready", True)
+            log.info("ready")
+
+        beside.append(asyncio.create_task(ready(), name="ready"))
+        beside.append(asyncio.create_task(service.keep(stop, health), name="keep"))
+        await pump.run(stop)
+    finally:
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+        await service.stop()
+
+
+class KeyService:
+    """All parts of the key service, put together; the pump calls `handle`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        broker: Broker,
+        store: Store,
+        kms: Kms,
+        provider: IdentityProvider | None = None,
+        clock: Clock = time.time,
+    ) -> None:
+        """Prepare; `provider` instead of the local administrator."""
+        self._settings = settings
+        self._broker = broker
+        self._store = store
+        self._kms = kms
+        self._provider = provider
+        self._clock = clock
+        self._stack = AsyncExitStack()
+        self._refreshed_s = self._rotated_s = clock()
+        self.requests = self._topic(KEY_REQUEST)
+        self.admin_requests = self._topic(ADMIN_REQUEST)
+
+    async def start(self) -> None:
+        """Open the realm, publish the directory, begin the audit.
+
+        Raises:
+            Fatal: no realm, or not the pinned one.
+            Retry: the broker, the store or the KMS is not available.
+            Damaged: the realm or the catalog does not open.
+        """
+        settings, clock = self._settings, self._clock
+        realm = await open_realm(self._store, self._kms)
+        self._realm = realm
+        self._stack.callback(realm.wipe)
+        _check_pinned(settings, realm)
+        signer, suite = realm.signing_key, SUITES[settings.hpke_suite]
+        self._keys = ServiceKeys(self._store, realm, suite)
+        await self._keys.rotate(clock())
+        producer = await self._broker.producer(linger_ms=0)
+        self._stack.push_async_callback(producer.stop)
+        self._directory = KeyDirectory(
+            self._broker, settings, fingerprint=realm.fingerprint, clock=clock
+        )
+        self._stack.push_async_callback(self._directory.stop)
+        await self._directory.start()
+        self._publisher = Publisher(producer, self._topic(KEY_DIRECTORY), signer, clock=clock)
+        self._audit = Audit(
+            producer,
+            self._topic(KEY_AUDIT),
+            settings.worker_id or DEFAULT_ID,
+            signer,
+            clock=clock,
+        )
+        hierarchy = Hierarchy(self._store, self._kms, signer, clock=clock)
+        self._stack.callback(hierarchy.wipe)
+        self._hierarchy = hierarchy
+        indexes = Indexes(Catalog(self._store, realm), hierarchy, self._directory, clock=clock)
+        self._indexes = indexes
+        provider = self._provider or LocalAdministrator(
+            realm.administrator, realm.key(RealmPurpose.IDENTITY_TOKEN), clock=clock
+        )
+        callers = Callers(
+            realm,
+            self._keys,
+            provider,
+            allow_plain=settings.allow_plain_credentials,
+            clock=clock,
+        )
+        grants = self._topic(KEY_GRANT)
+        terms = Terms(
+            lease_s=settings.lease_s,
+            decision_s=settings.decision_cache_s,
+            suite_floor=suite,
+            grants=grants,
+            partitions=await self._broker.partitions(grants),
+        )
+        self._answers = Answers(
+            indexes=indexes,
+            callers=callers,
+            keys=self._keys,
+            publisher=self._publisher,
+            audit=self._audit,
+            producer=producer,
+            signer=signer,
+            terms=terms,
+            clock=clock,
+        )
+        index_update = self._topic(INDEX_UPDATE)
+        self._admin = Admin(
+            store=self._store,
+            kms=self._kms,
+            indexes=indexes,
+            callers=callers,
+            keys=self._keys,
+            publisher=self._publisher,
+            audit=self._audit,
+            producer=producer,
+            signer=signer,
+            suite=suite,
+            results=self._topic(ADMIN_RESULT),
+            partitions=lambda: self._broker.partitions(index_update),
+            allow_plain=settings.allow_plain_credentials,
+            clock=clock,
+        )
+        dead_letter_key = realm.key(RealmPurpose.DEAD_LETTER).copy()
+        self._dead_letters = DeadLetters(producer, dead_letter_key)
+        await self._publisher.key_service(self._keys, realm.streams)
+        await self._refresh_directory()
+        await self._audit.write("start")
+
+    async def stop(self) -> None:
+        """Wipe the keys and close what was opened."""
+        await self._stack.aclose()
+
+    async def handle(self, record: Record) -> None:
+        """Do the work of one record of key-request or admin-request. Raises Retry."""
+        await self._load_key(record)
+        part = self._answers if record.topic == self.requests else self._admin
+        try:
+            await part.handle(record)
+        except Reject as error:
+            log.warning("request refused without an answer", code=error.code.value)
+            await self._dead_letters.send(record, error.info(), 1, sealed=True)
+
+    async def tick(self) -> None:
+        """Do what time demands. Called every second.
+
+        Raises:
+            Retry: something is not available; what was not done is done at a later call.
+            Damaged: a stored record does not open.
+        """
+        now = self._clock()
+        self._hierarchy.expire()
+        self._answers.expire()
+        self._admin.expire()
+        await self._audit.tick()
+        if now - self._rotated_s >= _ROTATE_S:
+            self._rotated_s = now
+            before = self._keys.version
+            await self._keys.rotate(now)
+            if self._keys.version != before:
+                await self._publisher.key_service(self._keys, self._realm.streams)
+        if now - self._refreshed_s >= _REFRESH_S:
+            self._refreshed_s = now
+            await self._publisher.key_service(self._keys, self._realm.streams)
+            await self._refresh_directory()
+
+    async def keep(self, stop: asyncio.Event, health: Health) -> None:
+        """Call `tick` every second until `stop`."""
+        while not await event_within(stop, _TICK_S):
+            try:
+                await self.tick()
+            except (Retry, Damaged) as error:
+                health.error("keep", error)
+
+    async def _refresh_directory(self) -> None:
+        async for record in self._indexes.catalog.records():
+            await self._publisher.refresh(record, self._directory)
+
+    async def _load_key(self, record: Record) -> None:
+        """Read the HPKE keys anew if the record is sealed to one that another instance made."""
+        if self._directory.version(KEY_SERVICE_KEY) > self._keys.version:
+            await self._keys.load()
+        # What is no sealed message at all is refused where it is decoded.
+        with contextlib.suppress(InvalidMessage, KeyError, ValueError, TypeError):
+            wanted = bytes.fromhex(parse(record.value)["key_id"])
+            if self._keys.find(wanted) is None:
+                await self._keys.load_at_most_once_a_second(self._clock())
+
+    def _topic(self, name: str) -> str:
+        return with_prefix(self._settings.topic_prefix, name)
+
+
+def _check_pinned(settings: Settings, realm: Realm) -> None:
+    pinned = settings.key_service_fingerprint
+    if pinned is not None and pinned != realm.fingerprint:
+        raise Fatal(
+            ErrorCode.UNAUTHENTICATED,
+            "the bucket's realm is not the pinned one: check key_service_fingerprint, bucket and"
+            " prefix",
+        )
