@@ -22,7 +22,7 @@ from workers.client.connection import Connection, new_id, timed_out
 from workers.client.replies import Listener
 from workers.crypto.info import Info
 from workers.errors import Reject
-from workers.kafka.broker import Record
+from workers.kafka.broker import Delivered, Record
 from workers.leases.grant import denial
 from workers.leases.signed import verify_record
 
@@ -39,7 +39,17 @@ class Submitted:
         self.id = doc_id
         self.key = key
         self.answer: asyncio.Future[IngestResult] = asyncio.get_running_loop().create_future()
+        self.delivered: asyncio.Future[Delivered] | None = None
         self.late_refusal: IngestResult | None = None
+
+    def is_about(self, result: IngestResult, message_id: str) -> bool:
+        """Tell whether a result answers this operation: late refusals name its record only."""
+        if result.message_id is not None:
+            return result.message_id == message_id
+        if result.source is None or self.delivered is None or not self.delivered.done():
+            return False
+        place = (result.source.partition, result.source.offset)
+        return self.delivered.exception() is None and self.delivered.result() == place
 
 
 class Ingestor:
@@ -115,7 +125,9 @@ class Ingestor:
         submitted = Submitted(index, request.id, key)
         self._waiting.setdefault(key, {})[message_id] = submitted
         try:
-            await self._connection.producer.send(self._topic, value, key=key, headers=headers)
+            submitted.delivered = await self._connection.producer.send(
+                self._topic, value, key=key, headers=headers
+            )
         except BaseException:
             self._forget(key, message_id)
             raise
@@ -229,7 +241,7 @@ class Ingestor:
             result = decode(IngestResult, value)
         except InvalidMessage as error:
             raise Reject(error.code, error.message) from error
-        submitted = waiting.get(result.message_id or "")
+        submitted = next((one for name, one in waiting.items() if one.is_about(result, name)), None)
         if submitted is None:
             return
         if not submitted.answer.done():

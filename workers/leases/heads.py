@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from workers.crypto.errors import BadSignature
 from workers.crypto.info import Info
@@ -10,12 +10,19 @@ from workers.crypto.lp import Part
 from workers.leases.certificate import verify_certificate
 from workers.leases.directory import KeyDirectory
 
-HeadVerifier = Callable[[bytes, bytes, tuple[Part, ...], int], None]
-"""(certificate, signature, signed parts, written_ms); raises BadSignature or Reject."""
+
+class HeadVerifier(Protocol):
+    """Checks who signed a head, as `workers.chain.head` asks for it."""
+
+    def __call__(
+        self, certificate: bytes, signature: bytes, parts: tuple[Part, ...], written_ms: int
+    ) -> None:
+        """Accept the signature. Raises BadSignature, Reject."""
+        ...
 
 
 def head_verifier(directory: KeyDirectory, index: str) -> HeadVerifier:
-    """Return the check of a head's writer, as `workers.chain.head` asks for it.
+    """Return the check that a certified index worker for `index` wrote a head.
 
     The certificate must have been valid when the head was written: a shard without updates keeps
     its last head for longer than a certificate lives.

@@ -1,0 +1,135 @@
+"""From a record of query-request to a request whose caller is known.
+
+Order of the checks: form, reply, caller, scopes. What fails is answered with an error result
+wherever request id and reply can be read, so that the caller does not wait for its deadline.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from schemas.auth import Auth, Scope
+from schemas.codec import convert, decode, parse
+from schemas.errors import ErrorCode, InvalidMessage
+from schemas.ids import check_uuid
+from schemas.query import SEALED_INCLUDES, Include, QueryRequest, Reply, requires_sealed_reply
+from schemas.sealed import SealedValue
+from schemas.topics import CONTENT_SEALED, HEADER_CONTENT_TYPE, HEADER_SIGNATURE
+from workers.crypto.info import Info
+from workers.errors import Reject
+from workers.kafka.broker import Record
+from workers.leases.credential import HEADER_AUTH
+from workers.leases.holder import LeaseHolder
+from workers.leases.lease import Decision
+from workers.objects.results import decode_reply_key
+
+_MAX_AUTH_BYTES: Final = 16_384
+_SCOPES: Final = {
+    Include.CONTENT: Scope.DECRYPT,
+    Include.ASSOCIATED_DATA: Scope.DECRYPT,
+    Include.GROUPS: Scope.GET_ACCESS_GROUPS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Whom to answer, as far as it could be read."""
+
+    request_id: str
+    reply: Reply
+
+
+@dataclass(slots=True)
+class Incoming:
+    """A request on its way through the checks.
+
+    Attributes:
+        record: where it came from.
+        sealed: it was sealed to the index's query key.
+        address: whom to answer; None until it was read.
+        request: the request; None until its form was found right.
+    """
+
+    record: Record
+    sealed: bool = False
+    address: Address | None = None
+    request: QueryRequest | None = None
+
+
+async def read(incoming: Incoming, holder: LeaseHolder) -> QueryRequest:
+    """Open and decode a record, noting in `incoming` what is known of it.
+
+    Raises:
+        InvalidMessage: it breaks the contract.
+        Reject, Retry: it is sealed and cannot be opened.
+    """
+    record = incoming.record
+    value = record.value
+    incoming.sealed = record.header(HEADER_CONTENT_TYPE) == CONTENT_SEALED.encode()
+    index = None
+    if incoming.sealed:
+        wrapped = decode(SealedValue, value)
+        index = wrapped.index
+        value = await holder.open_value(Info.QUERY_VALUE, wrapped, auth=_outer_auth(record))
+    parsed = parse(value)
+    incoming.address = _address(parsed)
+    request = convert(QueryRequest, parsed)
+    incoming.address = Address(request.request_id, request.reply)
+    if index is not None and request.index != index:
+        raise InvalidMessage("is not the index that the value was sealed for", "index")
+    if reply_key := request.reply.key_bytes():
+        decode_reply_key(reply_key)
+    incoming.request = request
+    return request
+
+
+async def authorise(
+    incoming: Incoming, request: QueryRequest, holder: LeaseHolder, *, allow_plain_results: bool
+) -> Decision:
+    """Find out who asks, and refuse what they may not ask.
+
+    Raises:
+        Reject: UNAUTHENTICATED, FORBIDDEN, UNKNOWN_INDEX, WRONG_KEY, EXPIRED, INVALID_MESSAGE.
+        Retry: KEY_UNAVAILABLE.
+    """
+    if requires_sealed_reply(request) and not allow_plain_results:
+        names = ", ".join(sorted(SEALED_INCLUDES.intersection(request.include)))
+        raise Reject(
+            ErrorCode.INVALID_MESSAGE,
+            f"{names} are only sent sealed: give reply.public_key",
+            field="reply.public_key",
+        )
+    record = incoming.record
+    decision = await holder.decide(
+        request.index,
+        request.auth,
+        signature=record.header(HEADER_SIGNATURE),
+        signed=(record.topic, record.key, record.value or b""),
+        message_id=request.message_id,
+        issued_ms=request.issued_ms,
+    )
+    decision.require(Scope.INDEX, *(_SCOPES[i] for i in request.include if i in _SCOPES))
+    return decision
+
+
+def _address(parsed: dict[str, Any]) -> Address | None:
+    """Read whom to answer from a message that may be wrong elsewhere."""
+    request_id, reply = parsed.get("request_id"), parsed.get("reply", {})
+    if not isinstance(request_id, str) or not isinstance(reply, dict):
+        return None
+    try:
+        check_uuid(request_id, "request_id")
+        return Address(request_id, convert(Reply, reply))
+    except InvalidMessage:
+        return None
+
+
+def _outer_auth(record: Record) -> Auth | None:
+    """Return the credential that a sealing caller shows besides, for a worker without keys."""
+    raw = record.header(HEADER_AUTH)
+    if raw is None:
+        return None
+    if len(raw) > _MAX_AUTH_BYTES or not raw.isascii():
+        raise InvalidMessage("must be base64", HEADER_AUTH)
+    return Auth(sealed=raw.decode("ascii"))
