@@ -72,7 +72,12 @@ class ShardColumns:
 
     async def kinds(self, segment: int) -> npt.NDArray[np.uint8]:
         """Return uint8 `(rows,)` row kinds."""
-        return (await self._table(segment))[0]
+        key = self.key(segment, "kinds")
+        found: npt.NDArray[np.uint8] | None = self.cached(key)
+        if found is None:
+            found = np.ascontiguousarray(await self.shard.kinds(segment, None))
+            self.keep(key, found, found.nbytes)
+        return found
 
     async def documents(self, segment: int) -> Mask:
         """Return which rows are live documents."""
@@ -84,7 +89,7 @@ class ShardColumns:
         key = self.key(segment, "allowed", groups)
         found: Mask | None = self.cached(key)
         if found is None:
-            _, group_set, sets = await self._table(segment)
+            group_set, sets = await self._group_table(segment)
             # One more entry, for the rows without a list: index -1.
             table = np.array([*(not groups.isdisjoint(one) for one in sets), False], dtype=np.bool_)
             found = np.asarray(table[group_set], dtype=np.bool_)
@@ -182,25 +187,22 @@ class ShardColumns:
             size = self.shard.rows_in(segment) * 800
         return size <= self._cache.max_bytes // 4 or rows.size * 2 > self.shard.rows_in(segment)
 
-    async def _table(
+    async def _group_table(
         self, segment: int
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], list[tuple[bytes, ...]]]:
-        key = self.key(segment, "table")
-        found: (
-            tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], list[tuple[bytes, ...]]] | None
-        ) = self.cached(key)
+    ) -> tuple[npt.NDArray[np.int32], list[tuple[bytes, ...]]]:
+        """Return the number of each row's group set, and the sets."""
+        key = self.key(segment, "groups")
+        found: tuple[npt.NDArray[np.int32], list[tuple[bytes, ...]]] | None = self.cached(key)
         if found is None:
-            records = await self.shard.rows(segment, None)
-            kinds = np.ascontiguousarray(records["kind"])
-            numbers = np.ascontiguousarray(records["group_set"])
+            numbers = np.ascontiguousarray((await self.shard.rows(segment, None))["group_set"])
             distinct, first = np.unique(numbers, return_index=True)
             sets: list[tuple[bytes, ...]] = [()] * (int(numbers.max(initial=-1)) + 1)
             given = await self.shard.groups(segment, first.astype(np.int64))
             for number, one in zip(distinct.tolist(), given, strict=True):
                 if number >= 0:
                     sets[number] = one
-            found = (kinds, numbers, sets)
-            self.keep(key, found, kinds.nbytes + numbers.nbytes + 80 * len(sets) + 64)
+            found = (numbers, sets)
+            self.keep(key, found, numbers.nbytes + 80 * len(sets) + 64)
         return found
 
     def _few(self, segment: int, rows: RowNumbers) -> bool:

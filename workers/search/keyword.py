@@ -7,8 +7,6 @@ one decides (`ShardSnapshot.resolve_pairs`).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from schemas.errors import ErrorCode
@@ -19,7 +17,7 @@ from workers.crypto.derive import TokenKind
 from workers.errors import Damaged
 from workers.search.filter import build_columns, evaluate
 from workers.search.run import Candidate, Run
-from workers.search.snapshot import Request, ShardSnapshot
+from workers.search.snapshot import Request, RowNumbers, ShardSnapshot
 from workers.text.postings import decode_rows
 from workers.text.varint import MalformedPayloadError
 
@@ -54,7 +52,7 @@ async def search_keyword(run: Run, query: KeywordQuery, k: int | None) -> list[C
 
 
 async def _shard(run: Run, number: int, request: Request) -> list[tuple[int, Candidate]]:
-    """Return (arrival in ms, candidate) of one shard, in order of `seq`."""
+    """Return (arrival in ms, candidate) of one shard, by arrival."""
     shard = run.snapshot.shards[number]
     payloads = (await shard.lookup([request]))[request]
     try:
@@ -88,8 +86,7 @@ async def _documents(run: Run, number: int, holding: list[Place]) -> list[Place 
     ]
     pairs = [index for index, place in enumerate(out) if place is None]
     if pairs:
-        ids = await _origin_column(shard, holding, pairs, "object_id")
-        found = await shard.find_ids([bytes(one) for one in ids])
+        found = await shard.find_ids(await _object_ids(shard, [holding[i] for i in pairs]))
         for index, place in zip(pairs, found, strict=True):
             out[index] = place
     return out
@@ -118,23 +115,30 @@ async def _arrivals(run: Run, number: int, holding: list[Place]) -> list[int]:
     if len(run.snapshot.shards) == 1:
         return [0] * len(holding)
     shard = run.snapshot.shards[number]
-    times = await _origin_column(shard, holding, list(range(len(holding))), "applied_ms")
-    return [int(one) for one in np.maximum.accumulate(np.array(times, dtype=np.int64))]
+    times = np.zeros(len(holding), dtype=np.int64)
+    for segment, indexes, rows in _by_segment(holding):
+        times[indexes] = (await shard.origins(segment, rows))["applied_ms"]
+    return [int(one) for one in np.maximum.accumulate(times)]
 
 
-async def _origin_column(
-    shard: ShardSnapshot, holding: list[Place], chosen: list[int], column: str
-) -> list[Any]:
-    """Return one column of the origins of the chosen places, in the order of `chosen`."""
-    by_segment: dict[int, list[int]] = {}
-    for index in chosen:
-        by_segment.setdefault(holding[index][0], []).append(index)
-    values: dict[int, Any] = {}
-    for segment, indexes in by_segment.items():
-        rows = np.array([holding[i][1] for i in indexes], dtype=np.int64)
-        records = await shard.origins(segment, rows)
-        values.update(zip(indexes, records[column], strict=True))
-    return [values[index] for index in chosen]
+async def _object_ids(shard: ShardSnapshot, places: list[Place]) -> list[bytes]:
+    """Return the object id of each place."""
+    out = [b""] * len(places)
+    for segment, indexes, rows in _by_segment(places):
+        for index, one in zip(indexes, await shard.object_ids(segment, rows), strict=True):
+            out[index] = one.tobytes()
+    return out
+
+
+def _by_segment(places: list[Place]) -> list[tuple[int, list[int], RowNumbers]]:
+    """Return for each segment which places are in it, and their rows."""
+    found: dict[int, list[int]] = {}
+    for index, (segment, _) in enumerate(places):
+        found.setdefault(segment, []).append(index)
+    return [
+        (segment, indexes, np.array([places[i][1] for i in indexes], dtype=np.int64))
+        for segment, indexes in found.items()
+    ]
 
 
 def _row(place: Place | None) -> int:

@@ -88,12 +88,22 @@ class ShardSnapshot(Protocol):
         """Return (segment, payload) of every node of the requested chains."""
         ...
 
+    async def kinds(self, segment: int, rows: RowNumbers | None = None) -> npt.NDArray[np.uint8]:
+        """Return the `RowKind` of rows."""
+        ...
+
+    async def object_ids(
+        self, segment: int, rows: RowNumbers | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Return object ids `(n, 16)`."""
+        ...
+
     async def rows(self, segment: int, rows: RowNumbers | None = None) -> npt.NDArray[Any]:
-        """Return records with `seq`, `kind`, `group_set` and `pack`."""
+        """Return records with `seq`, `group_set` and `pack`."""
         ...
 
     async def origins(self, segment: int, rows: RowNumbers | None = None) -> npt.NDArray[Any]:
-        """Return records with `object_id`, `applied_ms`, `version` and where the row came from."""
+        """Return records with `applied_ms`, `version` and where the row came from."""
         ...
 
     async def ids(self, segment: int, rows: RowNumbers | None = None) -> list[str]:
@@ -135,7 +145,7 @@ class ShardSnapshot(Protocol):
     async def resolve_pairs(
         self, postings: Sequence[tuple[int, RowNumbers, Mask]]
     ) -> list[tuple[int, int]]:
-        """Return the (segment, row) that hold a keyword, one for each id, in order of `seq`."""
+        """Return the (segment, row) that hold a keyword, one for each id, by arrival."""
         ...
 
 
