@@ -129,6 +129,11 @@ class Settings(BaseModel):
     kafka_ssl_password: SecretStr | None = Field(
         default=None, description="Password of the private key for mTLS."
     )
+    kafka_session_timeout_s: Annotated[float, Field(ge=3, le=300)] = Field(
+        default=20.0,
+        description="Seconds after which a silent worker's partitions go to others; within the"
+        " broker's limits.",
+    )
     idempotent_producer: bool = Field(
         default=True,
         description="Use Kafka's idempotent producer; off for brokers without it (the local one).",

@@ -26,6 +26,7 @@ def kafka_config(settings: Settings, *, client_id: str = "sealstream") -> KafkaC
         tls_key_password=_plain(key_password),
         idempotent=settings.idempotent_producer,
         max_record_bytes=settings.max_record_bytes,
+        session_timeout_s=settings.kafka_session_timeout_s,
     )
 
 

@@ -84,6 +84,8 @@ def stack_variables(ports: Mapping[str, int], admin: KeyPair) -> dict[str, str]:
         "SEALSTREAM_KAFKA_BOOTSTRAP": f"{LOOPBACK}:{ports['kafka']}",
         # Tansu fails aiokafka's InitProducerId.
         "SEALSTREAM_IDEMPOTENT_PRODUCER": "false",
+        # Tansu lets a first member wait for half of this.
+        "SEALSTREAM_KAFKA_SESSION_TIMEOUT_S": "10",
         "SEALSTREAM_S3_ENDPOINT": f"http://{LOOPBACK}:{ports['s3']}",
         "SEALSTREAM_S3_BUCKET": BUCKET,
         "SEALSTREAM_S3_PREFIX": "",

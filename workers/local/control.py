@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -21,6 +22,7 @@ from workers.local.state import StackState, read_remembered, read_state, running
 STOP_DEADLINE_S = 90.0
 _POLL_S = 0.1
 _STALE_S = 10.0
+_PROGRESS = re.compile(r"\d\d:\d\d:\d\d ")
 
 
 def start_detached(home: Path, arguments: list[str], say: Callable[[str], None]) -> None:
@@ -72,7 +74,9 @@ def _follow(log: Path, start: int, say: Callable[[str], None]) -> int:
         file.seek(start)
         text, separator, _ = file.read().rpartition(b"\n")
     for line in text.decode(errors="replace").splitlines():
-        say(line)
+        # What is no progress is an error, which is told as such in the end.
+        if _PROGRESS.match(line):
+            say(line)
     return start + len(text) + len(separator)
 
 

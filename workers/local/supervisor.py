@@ -103,11 +103,8 @@ class Stack:
                     self._set_phase("ready")
                     on_ready()
                     await stop.wait()
-            except StackError as error:
-                failure = error
-                self._state.error = str(error)
-            except SealstreamError as error:
-                failure = StackError(str(error))
+            except* (StackError, SealstreamError) as errors:
+                failure = _first(errors)
                 self._state.error = str(failure)
             finally:
                 self._set_phase("stopping")
@@ -207,13 +204,18 @@ class Stack:
             _STEP_DEADLINE_S,
         )
         self._say(f"realm: {time.monotonic() - began:.1f} s")
-        for group in (("keys",), ("ingest", "index", "query")):
-            stage = [
-                worker_server(self._home, role, number, self._worker_env(role))
-                for role in group
-                for number in range(1, counts[role] + 1)
-            ]
-            await self._launch(keepers, stage, f"workers: {', '.join(group)}")
+        # Together, since each waits seconds for its group. Stopped apart: the others drain with
+        # the help of the key service.
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as both:
+            for group in (("keys",), ("ingest", "index", "query")):
+                stage = [
+                    worker_server(self._home, role, number, self._worker_env(role))
+                    for role in group
+                    for number in range(1, counts[role] + 1)
+                ]
+                both.create_task(self._launch(keepers, stage))
+        self._say(f"workers: {time.monotonic() - began:.1f} s")
 
     async def _launch(
         self, keepers: asyncio.TaskGroup, stage: list[Server], what: str | None = None
@@ -228,10 +230,9 @@ class Stack:
         self._stages.append(services)
         self._services += services
         self._state.processes += [service.state for service in services]
-        results = await asyncio.gather(*(s.start() for s in services), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        async with asyncio.TaskGroup() as starts:
+            for service in services:
+                starts.create_task(service.start())
         for service in services:
             keepers.create_task(service.keep())
         if what:
@@ -273,6 +274,14 @@ class Stack:
         stack = parse_env_file((self._home / "stack.env").read_text(encoding="utf-8"))
         credentials = self._keys["query" if role == "query" else "worker"]
         return roles.worker_env(stack, credentials, self._kms_env if role == "keys" else {})
+
+
+def _first(errors: BaseExceptionGroup[StackError | SealstreamError]) -> StackError:
+    """Return the failure that ended the start; its neighbours were cancelled for it."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, StackError) else StackError(str(error))
 
 
 def _self() -> tuple[int, int]:
