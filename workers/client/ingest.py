@@ -42,6 +42,12 @@ class Submitted:
         self.delivered: asyncio.Future[Delivered] | None = None
         self.late_refusal: IngestResult | None = None
 
+    def on_delivered(self, delivered: asyncio.Future[Delivered]) -> None:
+        """Fail the operation when the broker did not take its record."""
+        failure = None if delivered.cancelled() else delivered.exception()
+        if failure is not None and not self.answer.done():
+            self.answer.set_exception(failure)
+
     def is_about(self, result: IngestResult, message_id: str) -> bool:
         """Tell whether a result answers this operation: late refusals name its record only."""
         if result.message_id is not None:
@@ -128,6 +134,7 @@ class Ingestor:
             submitted.delivered = await self._connection.producer.send(
                 self._topic, value, key=key, headers=headers
             )
+            submitted.delivered.add_done_callback(submitted.on_delivered)
         except BaseException:
             self._forget(key, message_id)
             raise
