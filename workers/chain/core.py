@@ -108,8 +108,7 @@ class ShardCore:
 
     async def missing(self) -> SealstreamError:
         """Return the error for an object that the head names and the store does not have."""
-        version = self.head.version
-        if (await self._heads.load(self.generation)).head.version != version:
+        if await self._heads.changed():
             self._tables = None
             return fenced(f"another writer published shard {self.shard}; load it again")
         return damaged(f"an object that the head of shard {self.shard} names is missing")
@@ -121,7 +120,7 @@ class ShardCore:
             Fenced: another writer owns the shard.
             Retry: no lease for the key; nothing was written.
         """
-        head = msgspec.structs.replace(head, written_ms=self.clock_ms())
+        head = msgspec.structs.replace(head, written_ms=self.clock_ms(), generation=self.generation)
         opened = await self._heads.publish(head)
         self._tables = None if tables is None else list(tables)
         return opened

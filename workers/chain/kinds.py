@@ -46,6 +46,8 @@ class BlockKind(IntEnum):
     VECTOR_ROWS = 14
     DIRECTORY = 15
     DELETES = 16
+    KINDS = 17
+    OBJECT_IDS = 18
 
 
 @unique

@@ -6,8 +6,7 @@ import asyncio
 
 import numpy as np
 
-from workers.chain.columns import ORIGIN_DTYPE, ROWS_DTYPE, decode_group_sets, decode_lengths
-from workers.chain.faults import damaged
+from workers.chain.columns import RECORDS, decode_group_sets, decode_lengths, read_records
 from workers.chain.head import Deletes, Head, SegmentRef
 from workers.chain.kinds import BlockKind, SegmentKeys
 from workers.chain.reader import load_dead
@@ -35,27 +34,21 @@ async def _load(
     file = SegmentFile(store, None, head.index_uid, head.shard, ref, keys)
     stats = ReadStats()
     directory = await file.directory(stats)
-    table, origin, lengths, groups = await gather_all(
-        [
-            file.whole_column(kind, stats)
-            for kind in (BlockKind.ROWS, BlockKind.ORIGIN, BlockKind.LENGTHS, BlockKind.GROUPS)
-        ]
-    )
+    kinds = (*RECORDS, BlockKind.LENGTHS, BlockKind.GROUPS)
+    columns = await gather_all([file.whole_column(kind, stats) for kind in kinds])
+    by_kind = dict(zip(kinds, columns, strict=True))
     dead = await load_dead(store, head.index_uid, head.shard, ref, deletes, keys)
 
     def build() -> SegmentTable:
         rows = Rows.blank(ref.rows)
-        for dtype, blocks in ((ROWS_DTYPE, table), (ORIGIN_DTYPE, origin)):
-            records = np.frombuffer(b"".join(blocks), dtype)
-            if len(records) != ref.rows:
-                raise damaged("a document table has another size than its head says")
-            for name in dtype.names or ():
-                setattr(rows, name, np.ascontiguousarray(records[name]))
-        parts = [decode_lengths(block, directory.fields) for block in lengths]
+        for kind in RECORDS:
+            read_records(rows, kind, by_kind[kind])
+        parts = [decode_lengths(block, directory.fields) for block in by_kind[BlockKind.LENGTHS]]
         rows.lengths = {
             name: np.concatenate([part[name] for part in parts]) for name in directory.fields
         }
-        rows.group_sets = decode_group_sets(groups[0]) if groups else []
+        for block in by_kind[BlockKind.GROUPS]:
+            rows.group_sets = decode_group_sets(block)
         return SegmentTable.of_rows(ref, rows, dead)
 
     return await asyncio.to_thread(build)

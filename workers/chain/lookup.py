@@ -83,7 +83,11 @@ async def _read_buckets(
         for probe in probes
     ]
     distinct = sorted(set(places))
-    blocks = await gather_all([files[i].bucket(number, stats) for i, number in distinct])
+    # The directories come along: whoever finds rows will read them.
+    blocks, _ = await asyncio.gather(
+        gather_all([files[i].bucket(number, stats) for i, number in distinct]),
+        gather_all([files[i].directory(stats) for i in sorted({i for i, _ in distinct})]),
+    )
     buckets = {place: Bucket(block) for place, block in zip(distinct, blocks, strict=True)}
     return [
         (probe, buckets[place].find(probe.label))

@@ -1,12 +1,14 @@
 """Which of several statements about one (keyword, id) holds.
 
 Within a source (stream, partition) the highest offset speaks for the source; among the sources the
-one that arrived last (highest `seq`) wins. Reducing per source first makes the outcome
-well-defined: pairwise comparison alone ("same source: offset, else: arrival") can be a circle when
-a source's records arrive out of order.
+one that arrived last wins. Reducing per source first makes the outcome well-defined: pairwise
+comparison alone ("same source: offset, else: arrival") can go in a circle when the records of a
+source arrive out of order.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,25 +17,34 @@ from workers.chain.columns import Record
 from workers.chain.rows import split_ids
 
 
-def winners(origin: Record, seq: NDArray[np.uint64]) -> NDArray[np.bool_]:
+def repeated(object_ids: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return the positions, ascending, of ids `(n, 16)` that occur more than once."""
+    hi, lo = split_ids(object_ids)
+    order = np.lexsort((lo, hi))
+    same = (hi[order][1:] == hi[order][:-1]) & (lo[order][1:] == lo[order][:-1])
+    twice = np.zeros(len(order), bool)
+    twice[1:] |= same
+    twice[:-1] |= same
+    return np.sort(order[twice])
+
+
+def winners(object_ids: NDArray[np.uint8], origin: Record) -> NDArray[np.bool_]:
     """Return a mask of the rows that win, exactly one per object id.
 
     Args:
-        origin: ORIGIN records `(n,)` of the rows with a posting of one keyword.
-        seq: their arrival numbers `(n,)`.
+        object_ids: of the rows with a posting of one keyword, `(n, 16)`, in the order of arrival.
+        origin: their ORIGIN records.
     """
-    hi, lo = split_ids(np.ascontiguousarray(origin["object_id"]))
-    spoken = _last((seq, origin["offset"]), (origin["partition"], origin["stream"], lo, hi))
+    hi, lo = split_ids(object_ids)
+    arrival = np.arange(len(origin))
+    spoken = _last((arrival, origin["offset"]), (origin["partition"], origin["stream"], lo, hi))
     kept = np.flatnonzero(spoken)
-    last = _last((seq[kept],), (lo[kept], hi[kept]))
-    mask = np.zeros(len(seq), bool)
-    mask[kept[last]] = True
+    mask = np.zeros(len(origin), bool)
+    mask[kept[_last((kept,), (lo[kept], hi[kept]))]] = True
     return mask
 
 
-def _last(
-    ranks: tuple[NDArray[np.generic], ...], groups: tuple[NDArray[np.generic], ...]
-) -> NDArray[np.bool_]:
+def _last(ranks: tuple[NDArray[Any], ...], groups: tuple[NDArray[Any], ...]) -> NDArray[np.bool_]:
     """Mask the highest of each group; the last key of either tuple is the most significant."""
     order = np.lexsort((*ranks, *groups))
     ends = np.zeros(len(order), bool)

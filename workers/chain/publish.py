@@ -98,6 +98,20 @@ class HeadStore:
         self._opened = opened
         return opened
 
+    async def changed(self) -> bool:
+        """Whether another writer has published; if so, `load` must run again.
+
+        Raises:
+            Retry: the store is unavailable.
+        """
+        try:
+            stored = await self._store.get_if_changed(self._key, self.opened.etag)
+        except NotFound:
+            return False
+        if stored is not None:
+            self._opened = None
+        return stored is not None
+
     async def publish(self, head: Head) -> OpenedHead:
         """Make `head` the successor of the present one; return it as published.
 

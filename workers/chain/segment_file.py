@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -33,6 +33,16 @@ WHOLE_BYTES = 256 * 1024
 """Segments up to this size are read with one GET: cheaper than ranges, and it hides which part was
 wanted."""
 THREAD_BYTES = 64 * 1024
+"""Blobs from this size on are opened in a thread."""
+GAP_BYTES = 32 * 1024
+"""Unwanted bytes read rather than asking twice."""
+RUN_BYTES = 4 * 1024 * 1024
+
+
+class _Block(NamedTuple):
+    number: int
+    place: int
+    length: int
 
 
 class SegmentGone(Exception):  # noqa: N818 - named by what happened
@@ -82,8 +92,6 @@ class SegmentFile:
         self._shard = shard
         self._keys = keys
         self._data = data if data is not None else (ref.inline or None)
-        if self._data is not None and ref.inline:
-            self._check_whole(self._data)
         self._directory: Directory | None = None
         self._opened_key = self.key + "#open"
 
@@ -146,6 +154,9 @@ class SegmentFile:
         self, kind: BlockKind, number: int, place: int, length: int, stats: ReadStats
     ) -> bytes:
         """Return an opened block at a known place."""
+        hit = self._peek(_Block(number, place, length), stats)
+        if hit is not None:
+            return hit
         seals = self.seals()
 
         async def load() -> bytes:
@@ -156,12 +167,7 @@ class SegmentFile:
 
         if self._cache is None:
             return await load()
-        block_id = (self._opened_key, place, length)
-        hit = self._cache.peek(block_id)
-        if hit is not None:
-            stats.cache_hits += 1
-            return hit
-        return await self._cache.get(block_id, load)
+        return await self._cache.get((self._opened_key, place, length), load)
 
     async def directory(self, stats: ReadStats) -> Directory:
         """Return the segment's directory."""
@@ -186,7 +192,7 @@ class SegmentFile:
     async def blocks(
         self, kind: BlockKind, numbers: Sequence[int], stats: ReadStats
     ) -> list[bytes]:
-        """Return opened blocks of a column, read in parallel.
+        """Return opened blocks of a column; near ones that are not cached share a request.
 
         Raises:
             Damaged: the column has no such block.
@@ -196,8 +202,53 @@ class SegmentFile:
         if column is None or (len(numbers) and max(numbers) >= len(lengths)):
             raise damaged(f"a {kind.name} block of shard {self._shard} is missing")
         places = column[1] + np.cumsum(lengths) - lengths
-        wanted = [(number, int(places[number]), int(lengths[number])) for number in numbers]
-        return await gather_all([self.block(kind, *one, stats) for one in wanted])
+        wanted = [_Block(number, int(places[number]), int(lengths[number])) for number in numbers]
+        found: dict[int, bytes] = {}
+        absent: list[_Block] = []
+        for block in wanted:
+            hit = self._peek(block, stats)
+            if hit is None:
+                absent.append(block)
+            else:
+                found[block.number] = hit
+        runs = await gather_all([self._run(kind, run, stats) for run in _near(absent)])
+        for opened in runs:
+            found.update(opened)
+        return [found[number] for number in numbers]
+
+    def _peek(self, block: _Block, stats: ReadStats) -> bytes | None:
+        if self._cache is None:
+            return None
+        # A lapsed lease stops cached reads too.
+        self._keys(self.ref.generation)
+        hit = self._cache.peek((self._opened_key, block.place, block.length))
+        if hit is not None:
+            stats.cache_hits += 1
+        return hit
+
+    async def _run(
+        self, kind: BlockKind, run: Sequence[_Block], stats: ReadStats
+    ) -> dict[int, bytes]:
+        """Read near blocks with one request."""
+        if len(run) == 1:
+            return {run[0].number: await self.block(kind, *run[0], stats)}
+        start, end = run[0].place, run[-1].place + run[-1].length
+        blob = await self.read(start, end - start, stats)
+        seals = self.seals()
+
+        def open_all() -> dict[int, bytes]:
+            return {
+                one.number: seals.open_block(
+                    kind, one.number, blob[one.place - start : one.place - start + one.length]
+                )
+                for one in run
+            }
+
+        opened = open_all() if len(blob) < THREAD_BYTES else await asyncio.to_thread(open_all)
+        if self._cache is not None:
+            for one in run:
+                self._cache.put((self._opened_key, one.place, one.length), opened[one.number])
+        return opened
 
     async def whole_column(self, kind: BlockKind, stats: ReadStats) -> list[bytes]:
         """Return all opened blocks of a column with one request, opened in a thread, not cached."""
@@ -230,6 +281,20 @@ class SegmentFile:
     def _check_whole(self, data: bytes) -> None:
         if hashlib.sha256(data).digest() != self.ref.sha256:
             raise damaged(f"a segment of shard {self._shard} is not the one its head names")
+
+
+def _near(blocks: Sequence[_Block]) -> list[list[_Block]]:
+    """Group blocks of a column that are near each other, up to `RUN_BYTES` each."""
+    runs: list[list[_Block]] = []
+    for block in sorted(set(blocks)):
+        if runs:
+            first, last = runs[-1][0], runs[-1][-1]
+            gap = block.place - last.place - last.length
+            if gap <= GAP_BYTES and block.place + block.length - first.place <= RUN_BYTES:
+                runs[-1].append(block)
+                continue
+        runs.append([block])
+    return runs
 
 
 def _decode_directory(block: bytes) -> Directory:

@@ -7,20 +7,20 @@ cost is counted in `stats`; `measured()` gives a view with counters of its own.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import ErrorCode
 from workers.chain.bitmap import DeadRows
-from workers.chain.columns import ORIGIN_DTYPE, ROWS_DTYPE, Record
+from workers.chain.columns import RECORDS, Record
 from workers.chain.faults import damaged
 from workers.chain.head import OpenedHead, ShardStats
-from workers.chain.kinds import RowKind
+from workers.chain.kinds import BlockKind, RowKind
 from workers.chain.lookup import Request, look_up
-from workers.chain.pairs import winners
+from workers.chain.pairs import repeated, winners
 from workers.chain.rows import GroupSet
 from workers.chain.segment_file import ReadStats, SegmentFile, SegmentGone, gather_all
 from workers.chain.table import Table
@@ -148,13 +148,23 @@ class Snapshot:
             lambda: look_up(self._files, self._cache, requests, only, self.stats)
         )
 
+    async def kinds(self, segment: int, rows: RowNumbers | None = None) -> NDArray[np.uint8]:
+        """Return the `RowKind` of rows, of all when None."""
+        records = await self._records(segment, BlockKind.KINDS, rows)
+        return np.asarray(records["kind"], np.uint8)
+
+    async def object_ids(self, segment: int, rows: RowNumbers | None = None) -> NDArray[np.uint8]:
+        """Return the object ids of rows, `(n, 16)`."""
+        records = await self._records(segment, BlockKind.OBJECT_IDS, rows)
+        return np.asarray(records["object_id"], np.uint8)
+
     async def rows(self, segment: int, rows: RowNumbers | None = None) -> Record:
-        """Return records (seq, kind, group_set, pack) of rows, of all when None."""
-        return await self._guard(lambda: self._table(segment).records(ROWS_DTYPE, rows))
+        """Return records (seq, group_set, pack) of rows."""
+        return await self._records(segment, BlockKind.ROWS, rows)
 
     async def origins(self, segment: int, rows: RowNumbers | None = None) -> Record:
-        """Return records (object_id, stream, partition, offset, applied_ms, issued_ms, version)."""
-        return await self._guard(lambda: self._table(segment).records(ORIGIN_DTYPE, rows))
+        """Return records (stream, partition, offset, applied_ms, issued_ms, version) of rows."""
+        return await self._records(segment, BlockKind.ORIGIN, rows)
 
     async def ids(self, segment: int, rows: RowNumbers | None = None) -> list[str]:
         """Return the document ids of rows."""
@@ -190,9 +200,8 @@ class Snapshot:
 
     async def documents(self, segment: int) -> NDArray[np.bool_]:
         """Return a mask `(rows,)` of the live documents: live rows of kind DOC."""
-        records = await self.rows(segment)
-        documents: NDArray[np.bool_] = self.live(segment) & (records["kind"] == RowKind.DOC)
-        return documents
+        kinds = await self.kinds(segment)
+        return np.asarray(self.live(segment) & (kinds == RowKind.DOC))
 
     async def find_ids(self, object_ids: Sequence[bytes]) -> list[tuple[int, int] | None]:
         """Return (segment, row) of each id's live document, None if there is none."""
@@ -202,16 +211,11 @@ class Snapshot:
                 [self._table(i).find(object_ids) for i in range(len(self._files))]
             )
             found: list[tuple[int, int] | None] = [None] * len(object_ids)
-            for segment, (which, rows) in enumerate(hits):
-                alive = self.live(segment)[rows]
-                which, rows = which[alive], rows[alive]
-                kinds = (await self._table(segment).records(ROWS_DTYPE, rows))["kind"]
-                for i, row in zip(
-                    which[kinds == RowKind.DOC].tolist(),
-                    rows[kinds == RowKind.DOC].tolist(),
-                    strict=True,
-                ):
-                    found[i] = (segment, row)
+            for segment, rows in enumerate(hits):
+                live = self.live(segment)
+                for i, row, kind in rows:
+                    if kind == RowKind.DOC and live[row]:
+                        found[i] = (segment, row)
             return found
 
         return await self._guard(find)
@@ -219,7 +223,7 @@ class Snapshot:
     async def resolve_pairs(
         self, postings: Sequence[tuple[int, RowNumbers, NDArray[np.bool_]]]
     ) -> list[tuple[int, int]]:
-        """Return the (segment, row) that hold a keyword, one per id, in the order of `seq`.
+        """Return the (segment, row) that hold a keyword, one per id, in the order of arrival.
 
         Args:
             postings: of one keyword: segment, rows, and sign per row (True for '+'). Dead rows
@@ -230,30 +234,32 @@ class Snapshot:
     async def _resolve(
         self, postings: Sequence[tuple[int, RowNumbers, NDArray[np.bool_]]]
     ) -> list[tuple[int, int]]:
-        masked = [
-            (segment, rows[alive], signs[alive])
-            for segment, rows, signs in postings
-            for alive in (self.live(segment)[rows],)
-            if alive.any()
-        ]
-        if not masked:
-            return []
-        segment = np.concatenate([np.full(len(rows), i) for i, rows, _ in masked])
-        row = np.concatenate([rows for _, rows, _ in masked]).astype(np.int64)
-        sign = np.concatenate([signs for _, _, signs in masked])
-        seqs = await gather_all([self._table(i).records(ROWS_DTYPE, r) for i, r, _ in masked])
-        records = np.concatenate(seqs)
-        if bool(np.all(records["kind"] == RowKind.DOC)):
-            # At most one live document per id, so there is nothing to resolve.
-            held = sign
-        else:
-            origin = np.concatenate(
-                await gather_all([self._table(i).records(ORIGIN_DTYPE, r) for i, r, _ in masked])
+        hits = _live_hits(postings, self.live)
+        held = hits.sign
+        parts = [(i, hits.row[hits.segment == i]) for i in np.unique(hits.segment).tolist()]
+        kinds = await self._concat([self._table(i).records(BlockKind.KINDS, r) for i, r in parts])
+        # An id has at most one live document, so without pairs there is nothing to resolve.
+        if len(kinds) and bool(np.any(kinds["kind"] != RowKind.DOC)):
+            ids = await self._concat(
+                [self._table(i).records(BlockKind.OBJECT_IDS, r) for i, r in parts]
             )
-            held = winners(origin, records["seq"]) & sign
-        order = np.argsort(records["seq"][held])
-        picked = np.flatnonzero(held)[order]
-        return list(zip(segment[picked].tolist(), row[picked].tolist(), strict=True))
+            again = repeated(ids["object_id"])
+            if len(again):
+                few = [(i, hits.row[again[hits.segment[again] == i]]) for i, _ in parts]
+                origin = await self._concat(
+                    [self._table(i).records(BlockKind.ORIGIN, r) for i, r in few]
+                )
+                held = held.copy()
+                held[again] &= winners(ids["object_id"][again], origin)
+        return list(zip(hits.segment[held].tolist(), hits.row[held].tolist(), strict=True))
+
+    async def _records(self, segment: int, kind: BlockKind, rows: RowNumbers | None) -> Record:
+        return await self._guard(lambda: self._table(segment).records(kind, rows))
+
+    async def _concat(self, reads: Sequence[Coroutine[Any, Any, Record]]) -> Record:
+        if not reads:
+            return np.zeros(0, RECORDS[BlockKind.KINDS])
+        return np.concatenate(await gather_all(reads))
 
     def _table(self, segment: int) -> Table:
         return Table(self._files[segment], self.stats)
@@ -271,3 +277,26 @@ class Snapshot:
             return await read()
         except SegmentGone as gone:
             raise damaged(f"a live segment of shard {self.shard} is missing") from gone
+
+
+class _Hits(NamedTuple):
+    """Live postings in the order of arrival, which is that of (segment, row)."""
+
+    segment: NDArray[np.int64]
+    row: NDArray[np.int64]
+    sign: NDArray[np.bool_]
+
+
+def _live_hits(
+    postings: Sequence[tuple[int, RowNumbers, NDArray[np.bool_]]],
+    live: Callable[[int], NDArray[np.bool_]],
+) -> _Hits:
+    segment = np.concatenate(
+        [np.zeros(0, np.int64), *(np.full(len(rows), i) for i, rows, _ in postings)]
+    )
+    row = np.concatenate([np.zeros(0, np.int64), *(rows for _, rows, _ in postings)])
+    sign = np.concatenate([np.zeros(0, bool), *(signs for _, _, signs in postings)])
+    alive = np.concatenate([np.zeros(0, bool), *(live(i)[rows] for i, rows, _ in postings)])
+    order = np.flatnonzero(alive)
+    order = order[np.lexsort((row[order], segment[order]))]
+    return _Hits(segment[order], row[order], sign[order])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from workers.chain.columns import (
     ID_DTYPE,
-    ROWS_DTYPE,
+    RECORDS,
     Record,
     decode_group_sets,
     decode_lengths,
@@ -36,9 +36,9 @@ class Table:
         self._file = file
         self._stats = stats
 
-    async def records(self, dtype: np.dtype[Any], rows: RowNumbers | None) -> Record:
-        """Return ROWS or ORIGIN records."""
-        kind = BlockKind.ROWS if dtype == ROWS_DTYPE else BlockKind.ORIGIN
+    async def records(self, kind: BlockKind, rows: RowNumbers | None) -> Record:
+        """Return the records of one of the kinds in `columns.RECORDS`."""
+        dtype = RECORDS[kind]
         return await self._gather(kind, rows, lambda block: np.frombuffer(block, dtype))
 
     async def ids(self, rows: RowNumbers | None) -> list[str]:
@@ -52,7 +52,7 @@ class Table:
     async def objects(self, rows: RowNumbers) -> list[tuple[bytes, bytes]]:
         """Return (object pointer, pack)."""
         pointers = await self._values(BlockKind.OBJECT, rows)
-        numbers = (await self.records(ROWS_DTYPE, rows))["pack"].tolist()
+        numbers = (await self.records(BlockKind.ROWS, rows))["pack"].tolist()
         packs: list[bytes] = []
         if any(number >= 0 for number in numbers):
             [block] = await self._file.blocks(BlockKind.PACKS, [0], self._stats)
@@ -64,7 +64,7 @@ class Table:
 
     async def groups(self, rows: RowNumbers) -> list[GroupSet]:
         """Return access lists."""
-        numbers = (await self.records(ROWS_DTYPE, rows))["group_set"].tolist()
+        numbers = (await self.records(BlockKind.ROWS, rows))["group_set"].tolist()
         sets: list[GroupSet] = []
         if any(number >= 0 for number in numbers):
             sets = await self.group_sets()
@@ -130,8 +130,8 @@ class Table:
         )
         return wanted, vectors.reshape(-1, directory.dimension)
 
-    async def find(self, object_ids: Sequence[bytes]) -> tuple[RowNumbers, RowNumbers]:
-        """Return (position in `object_ids`, row) of every row with one of these ids."""
+    async def find(self, object_ids: Sequence[bytes]) -> list[tuple[int, int, int]]:
+        """Return (position in `object_ids`, row, kind) of every row with one of these ids."""
         bits, _ = await self._file.run_of(BlockKind.IDTABLE, self._stats)
         numbers = [id_bucket(one, bits) for one in object_ids]
         distinct = sorted(set(numbers))
@@ -140,15 +140,13 @@ class Table:
             number: np.frombuffer(block, ID_DTYPE)
             for number, block in zip(distinct, blocks, strict=True)
         }
-        which: list[int] = []
-        rows: list[int] = []
+        found: list[tuple[int, int, int]] = []
         wanted = ids_array(object_ids)
         for i, number in enumerate(numbers):
             table = tables[number]
             same = np.flatnonzero((table["object_id"] == wanted[i]).all(axis=1))
-            rows.extend(table["row"][same].tolist())
-            which.extend([i] * len(same))
-        return np.array(which, np.int64), np.array(rows, np.int64)
+            found.extend((i, int(table["row"][at]), int(table["kind"][at])) for at in same)
+        return found
 
     async def _values(self, kind: BlockKind, rows: RowNumbers | None) -> list[bytes]:
         run, count = await self._file.run_of(kind, self._stats)

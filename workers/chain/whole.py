@@ -9,12 +9,12 @@ import numpy as np
 
 from workers.chain.buckets import Bucket, bucket_of
 from workers.chain.columns import (
-    ORIGIN_DTYPE,
-    ROWS_DTYPE,
+    RECORDS,
     decode_group_sets,
     decode_lengths,
     decode_packs,
     decode_values,
+    read_records,
 )
 from workers.chain.faults import damaged
 from workers.chain.head import SegmentRef
@@ -59,15 +59,9 @@ class WholeSegment:
 
     def rows(self) -> Rows:
         """Return the whole document table."""
-        n = self.ref.rows
-        rows = Rows.blank(n)
-        table = np.frombuffer(b"".join(self.column(BlockKind.ROWS)), ROWS_DTYPE)
-        origin = np.frombuffer(b"".join(self.column(BlockKind.ORIGIN)), ORIGIN_DTYPE)
-        if len(table) != n or len(origin) != n:
-            raise damaged("a document table has another size than its head says")
-        for records in (table, origin):
-            for name in records.dtype.names or ():
-                setattr(rows, name, np.ascontiguousarray(records[name]))
+        rows = Rows.blank(self.ref.rows)
+        for kind in RECORDS:
+            read_records(rows, kind, list(self.column(kind)))
         rows.ids = [one.decode() for one in self._values(BlockKind.IDS)]
         rows.metadata = self._values(BlockKind.META)
         rows.objects = self._values(BlockKind.OBJECT)

@@ -241,7 +241,6 @@ class ShardWriter:
         head = msgspec.structs.replace(
             head,
             applied=batch.offset,
-            generation=self._core.generation,
             next_seq=head.next_seq + len(decided.resolution.accepted),
             segments=[table.ref for table in after],
             deletes=deletes,
