@@ -93,13 +93,12 @@ class IndexHandler:
         """
         if self._background is not None:
             self._background.check()
-        self._check_room()
+        if self._crowded():
+            await self._advance_all()
+            if self._crowded():
+                raise Retry(ErrorCode.KEY_UNAVAILABLE, "too many updates wait for keys or storage")
         await self._take_in(batch)
-        now_s = time.monotonic()
-        ready = [shard for shard in self._shards.values() if shard.ready(now_s)]
-        await self._each(shard.advance() for shard in ready)
-        waiting = sum(len(shard.waiting) for shard in self._shards.values())
-        metrics.BLOCKED_RECORDS.set(waiting, topic=self._tp.topic)
+        await self._advance_all()
         if self._background is not None and batch:
             self._background.wake()
         return self._committable()
@@ -131,16 +130,19 @@ class IndexHandler:
             return False
         return True
 
-    def _check_room(self) -> None:
+    def _crowded(self) -> bool:
         shards = self._shards.values()
-        if sum(len(shard.waiting) for shard in shards) < self._max_records and (
-            sum(shard.waiting_bytes for shard in shards) < self._max_bytes
-        ):
-            return
+        return (
+            sum(len(shard.waiting) for shard in shards) >= self._max_records
+            or sum(shard.waiting_bytes for shard in shards) >= self._max_bytes
+        )
+
+    async def _advance_all(self) -> None:
         now_s = time.monotonic()
-        if any(shard.ready(now_s) for shard in shards):
-            return
-        raise Retry(ErrorCode.KEY_UNAVAILABLE, "too many updates wait for keys or storage")
+        ready = [shard for shard in self._shards.values() if shard.ready(now_s)]
+        await self._each(shard.advance() for shard in ready)
+        waiting = sum(len(shard.waiting) for shard in self._shards.values())
+        metrics.BLOCKED_RECORDS.set(waiting, topic=self._tp.topic)
 
     async def _take_in(self, batch: Sequence[Record]) -> None:
         """Give each record to its shard; dead-letter those of no shard."""

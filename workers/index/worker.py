@@ -28,6 +28,7 @@ from workers.runtime.pump import Pump
 from workers.settings import Settings
 from workers.storage.open import open_store
 from workers.storage.store import Store
+from workers.telemetry.endpoint import MetricsEndpoint
 
 log = structlog.get_logger("index.worker")
 
@@ -44,6 +45,9 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         Fatal: the settings, the identity or the store cannot work.
     """
     async with AsyncExitStack() as stack:
+        if settings.metrics_port is not None:
+            endpoint = MetricsEndpoint(settings.metrics_host, settings.metrics_port)
+            await stack.enter_async_context(endpoint)
         broker = open_broker(settings, client_id=settings.worker_id or GROUP)
         stack.push_async_callback(broker.aclose)
         store = open_store(settings)

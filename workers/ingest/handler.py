@@ -88,17 +88,13 @@ class IngestHandler:
         Raises:
             Retry: too much waits already; the batch was not taken in.
         """
-        self._check_room()
+        if self._crowded():
+            await self._advance_all()
+            if self._crowded():
+                raise Retry(ErrorCode.KEY_UNAVAILABLE, "too many records wait for keys or storage")
         if batch:
             await self._take_in(batch)
-        now = time.monotonic()
-        ready = [name for name, lane in self._lanes.items() if lane.retry_at <= now]
-        results = await asyncio.gather(
-            self._report(), *(self._work(name) for name in ready), return_exceptions=True
-        )
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        await self._advance_all()
         return self._committable()
 
     async def stop(self) -> None:
@@ -106,14 +102,19 @@ class IngestHandler:
         self._lanes.clear()
         self._refused.clear()
 
-    def _check_room(self) -> None:
+    def _crowded(self) -> bool:
         items = [item for lane in self._lanes.values() for item in lane.items]
-        if len(items) < self._max_records and sum(i.size for i in items) < self._max_bytes:
-            return
-        now = time.monotonic()
-        if any(lane.retry_at <= now for lane in self._lanes.values()):
-            return
-        raise Retry(ErrorCode.KEY_UNAVAILABLE, "too many records wait for keys or storage")
+        return len(items) >= self._max_records or sum(i.size for i in items) >= self._max_bytes
+
+    async def _advance_all(self) -> None:
+        now_s = time.monotonic()
+        ready = [name for name, lane in self._lanes.items() if lane.retry_at <= now_s]
+        results = await asyncio.gather(
+            self._report(), *(self._work(name) for name in ready), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     async def _take_in(self, batch: Sequence[Record]) -> None:
         for item in await asyncio.to_thread(lambda: [read(record) for record in batch]):

@@ -31,6 +31,7 @@ from workers.ingest.incoming import Incoming, Refused
 from workers.leases.lease import Decision
 from workers.objects.envelope import ENVELOPE_OVERHEAD_BYTES
 from workers.objects.pack import Content, PackBuilder, PackObject, encode_pointer, packs_by_uid
+from workers.objects.results import decode_reply_key
 from workers.text.analyzer import Analyzer, get_analyzer
 from workers.text.varint import encode_varints
 from workers.text.vocabulary import PAD_BYTES, SentWords
@@ -215,6 +216,8 @@ def check_request(request: IngestRequest, config: IndexConfig, limits: Limits) -
                 f"the vector has {given} numbers, the index takes {config.dimension}",
                 field="vector",
             )
+    if request.reply is not None and (reply_key := request.reply.key_bytes()):
+        decode_reply_key(reply_key)
     if len(request.groups) > _MAX_GROUPS:
         raise Reject(
             ErrorCode.TOO_LARGE,

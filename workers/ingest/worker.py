@@ -31,6 +31,7 @@ from workers.runtime.wait import event_within
 from workers.settings import Settings
 from workers.storage.open import open_store
 from workers.storage.store import Store
+from workers.telemetry.endpoint import MetricsEndpoint
 
 log = structlog.get_logger("ingest.worker")
 
@@ -46,6 +47,9 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         Fatal: the settings or the identity cannot work.
     """
     async with AsyncExitStack() as stack:
+        if settings.metrics_port is not None:
+            endpoint = MetricsEndpoint(settings.metrics_host, settings.metrics_port)
+            await stack.enter_async_context(endpoint)
         broker = open_broker(settings, client_id=settings.worker_id or GROUP)
         stack.push_async_callback(broker.aclose)
         store = open_store(settings)

@@ -1,0 +1,364 @@
+"""What must not be lost, doubled or believed: crashes, zombies, missing keys, bad input."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from pipeline_kit import GROUP_A, INDEX_GROUP, INGEST_GROUP, Caller, Pipeline, identity
+
+from schemas.auth import Scope
+from schemas.errors import ErrorCode
+from schemas.topics import (
+    CONTENT_SEALED,
+    INDEX_EVENT,
+    INDEX_UPDATE,
+    INGEST_RESULT,
+    PLAINTEXT_INGEST,
+)
+from schemas.update import decode_envelope, encode_envelope
+from schemas.values import decode_base64, encode_base64
+from workers.crypto.hpke import HpkePrivateKey, HpkeSuite
+from workers.crypto.info import Info, info
+from workers.crypto.sign import SigningKey
+from workers.errors import Fenced, Retry
+from workers.index.handler import IndexHandler
+from workers.kafka.broker import TP, Record
+from workers.leases.credential import seal_value, sign_message
+
+
+async def index_handler(world: Pipeline, worker_id: str = "index-1") -> IndexHandler:
+    return IndexHandler(
+        TP(INDEX_UPDATE, 0),
+        await world.services(worker_id),
+        max_blocked_records=1000,
+        background=False,
+    )
+
+
+def updates(world: Pipeline) -> list[Record]:
+    return world.broker.records(INDEX_UPDATE)
+
+
+async def test_a_batch_delivered_again_is_applied_once() -> None:
+    world = Pipeline()
+    world.realm.create("i")
+    handler = await world.ingest_handler()
+    await handler.start()
+    records = [await world.put("i", f"d{n}", content="x", keywords=["k"]) for n in range(3)]
+    assert await handler.process(records) == 3
+    assert await handler.process(records) == 3
+    assert len(updates(world)) == 2
+    async with world.index():
+        await world.applied(world.results()[-1])
+    assert await world.keyword("i", "k") == ["d0", "d1", "d2"]
+    assert (await world.snapshot("i")).shard_stats.docs == 3
+    assert [r.status for r in world.results()] == ["accepted"] * 6
+
+
+async def test_a_late_duplicate_of_a_zombie_changes_nothing() -> None:
+    world = Pipeline()
+    world.realm.create("i")
+    zombie, owner = await world.ingest_handler(), await world.ingest_handler()
+    await zombie.start()
+    await owner.start()
+    old = await world.put("i", "d", content="old", keywords=["old"])
+    new = await world.put("i", "d", content="new", keywords=["new"])
+    added = await world.put("i", "d", op="add_keywords", keywords=["more"])
+    await owner.process([old, new, added])
+    await zombie.process([old])
+    await zombie.process([old, new])
+    async with world.index():
+        await world.applied(world.results()[-1])
+    assert await world.keyword("i", "old") == []
+    assert await world.keyword("i", "new") == ["d"]
+    assert await world.keyword("i", "more") == ["d"]
+    assert (await world.snapshot("i")).shard_stats.docs == 1
+
+
+async def test_a_crash_between_head_and_event_loses_no_event_and_applies_nothing_twice() -> None:
+    world = Pipeline()
+    world.realm.create("i")
+    ingest = await world.ingest_handler()
+    await ingest.start()
+    await ingest.process([await world.put("i", "a", content="x", keywords=["k"])])
+    first = await index_handler(world)
+    await first.start()
+    world.broker.drop_next(INDEX_EVENT)
+    assert await first.process(updates(world)) == 0  # the event is still to be sent
+    assert world.events() == []
+    version = (await world.snapshot("i")).version
+
+    # The process dies here; the next owner reads the head.
+    second = await index_handler(world, "index-2")
+    assert await second.start() == 1
+    (event,) = world.events()
+    assert (event.applied.offset, event.version, event.documents) == (0, version, 1)
+    assert await second.process(updates(world)) == 1
+    assert (await world.snapshot("i")).version == version
+    await first.stop()
+    await second.stop()
+
+
+async def test_an_event_that_was_not_acknowledged_is_sent_again() -> None:
+    world = Pipeline()
+    world.realm.create("i")
+    ingest = await world.ingest_handler()
+    await ingest.start()
+    await ingest.process([await world.put("i", "a", content="x")])
+    world.broker.drop_next(INDEX_EVENT, times=2)
+    async with world.index():
+        await world.until(lambda: world.events())
+        await world.until(lambda: world.committed(INDEX_GROUP, INDEX_UPDATE) == 1)
+
+
+async def test_a_second_writer_fences_the_first_which_then_loads_anew() -> None:
+    world = Pipeline()
+    world.realm.create("i")
+    ingest = await world.ingest_handler()
+    await ingest.start()
+    for number in range(3):
+        record = await world.put("i", f"d{number}", content="x", keywords=["k"])
+        await ingest.process([record])
+    zero, one, two = updates(world)
+    old, new = await index_handler(world, "index-old"), await index_handler(world, "index-new")
+    await old.start()
+    await new.start()
+    await old.process([zero])
+    assert await new.start() == 1
+    await new.process([one])
+    with pytest.raises(Fenced):
+        await old.process([one])
+    await old.stop()
+    assert await old.start() == 2
+    await old.process([two])
+    assert await world.keyword("i", "k") == ["d0", "d1", "d2"]
+    with pytest.raises(Fenced):
+        await new.process([two])
+    await old.stop()
+    await new.stop()
+
+
+async def test_one_index_without_keys_does_not_stop_the_others() -> None:
+    world = Pipeline()
+    world.realm.create("open")
+    world.realm.create("shut")
+    world.realm.down.add("shut")
+    async with world.ingest(), world.index():
+        await world.put("shut", "s", content="x", keywords=["k"])
+        await world.put("open", "o", content="x", keywords=["k"])
+        await world.applied(*await world.accepted(1))
+        assert await world.keyword("open", "k") == ["o"]
+        # Not committed past what waits.
+        assert world.committed(INGEST_GROUP, PLAINTEXT_INGEST) in (None, 0)
+        world.realm.down.clear()
+        await world.applied(*await world.accepted(2))
+        assert await world.keyword("shut", "k") == ["s"]
+        await world.until(lambda: world.committed(INGEST_GROUP, PLAINTEXT_INGEST) == 2)
+
+
+async def test_one_shard_without_keys_does_not_stop_the_others() -> None:
+    world = Pipeline()
+    world.realm.create("open")
+    world.realm.create("shut")
+    ingest = await world.ingest_handler()
+    await ingest.start()
+    await ingest.process(
+        [
+            await world.put("shut", "s", content="x", keywords=["k"]),
+            await world.put("open", "o", content="x", keywords=["k"]),
+        ]
+    )
+    world.realm.down.add("shut")
+    async with world.index():
+        await world.until(lambda: world.events())
+        assert [event.index for event in world.events()] == ["open"]
+        world.realm.down.clear()
+        await world.until(lambda: {event.index for event in world.events()} == {"open", "shut"})
+        await world.until(lambda: world.committed(INDEX_GROUP, INDEX_UPDATE) == 2)
+
+
+async def test_too_much_waiting_stops_the_partition() -> None:
+    world = Pipeline()
+    world.realm.create("shut")
+    world.realm.down.add("shut")
+    handler = await world.ingest_handler()
+    handler._max_records = 2
+    await handler.start()
+    first = [await world.put("shut", f"d{n}", content="x") for n in range(2)]
+    assert await handler.process(first) == 0
+    more = [await world.put("shut", "d2", content="x")]
+    with pytest.raises(Retry):
+        await handler.process(more)
+    for lane in handler._lanes.values():
+        lane.retry_at = 0.0
+    with pytest.raises(Retry):
+        await handler.process(more)
+    assert sum(len(lane.items) for lane in handler._lanes.values()) == 2
+    world.realm.down.clear()
+    for lane in handler._lanes.values():
+        lane.retry_at = 0.0
+    assert await handler.process(more) == 3
+    assert sorted(r.id for r in world.results()) == ["d0", "d1", "d2"]
+
+
+@pytest.mark.parametrize("what", ["packs/", "shards/"])
+async def test_a_store_that_fails_now_and_then_only_delays(what: str) -> None:
+    world = Pipeline()
+    world.realm.create("i")
+    world.store.fail_next("put", times=2, contains=what)
+    world.store.fail_next("create", times=1, contains=what)
+    async with world.ingest(), world.index():
+        for number in range(3):
+            await world.put("i", f"d{number}", content="x" * 5000, keywords=["k"])
+        await world.applied(*await world.accepted(3))
+    assert sorted(await world.keyword("i", "k")) == ["d0", "d1", "d2"]
+
+
+async def test_lost_acknowledgements_double_nothing() -> None:
+    world = Pipeline()
+    world.realm.create("i")
+    world.broker.drop_next(INDEX_UPDATE, appended=True)
+    world.broker.drop_next(INDEX_UPDATE)
+    world.broker.drop_next(INGEST_RESULT, appended=True)
+    async with world.ingest(), world.index():
+        await world.put("i", "a", content="x", keywords=["k"])
+        await world.applied(*await world.accepted(2))
+    assert await world.keyword("i", "k") == ["a"]
+    assert (await world.snapshot("i")).shard_stats.docs == 1
+
+
+def body(index: str = "i", token: str = "alice", **more: object) -> bytes:
+    message = {"v": 1, "index": index, "id": "a", "auth": {"token": token}, **more}
+    return msgspec.json.encode(message)
+
+
+# Key, value, the code expected, and whether the producer can be told.
+BAD = [
+    (b"i/a", b"not json", ErrorCode.INVALID_MESSAGE, False),
+    (b"i/a", None, ErrorCode.INVALID_MESSAGE, False),
+    (b"i/a", b'{"v":1,"index":"i","id":"a"}', ErrorCode.INVALID_MESSAGE, False),
+    (b"i/b", body(), ErrorCode.INVALID_MESSAGE, True),
+    (None, body(), ErrorCode.INVALID_MESSAGE, False),
+    (b"i/a", body(token="mallory"), ErrorCode.UNAUTHENTICATED, True),
+    (b"j/a", body("j"), ErrorCode.UNKNOWN_INDEX, True),
+    (b"i/a", body(vector=[1]), ErrorCode.DIMENSION_MISMATCH, True),
+    (b"i/a", body(token="reader", content="x"), ErrorCode.FORBIDDEN, True),
+    (b"i/a", body(token="writer", keywords=["k"]), ErrorCode.FORBIDDEN, True),
+    (b"i/a", body(content="x" * 2000), ErrorCode.TOO_LARGE, True),
+    (b"i/a", body(reply={"public_key": "AAAA"}), ErrorCode.INVALID_MESSAGE, False),
+    (b"i/a", body(unknown=1), ErrorCode.INVALID_MESSAGE, False),
+]
+
+
+async def test_every_bad_record_gets_one_dead_letter_and_the_others_go_on() -> None:
+    world = Pipeline()
+    world.realm.create("i")
+    world.realm.callers["reader"] = Caller(scopes=frozenset({Scope.DECRYPT}))
+    world.realm.callers["writer"] = Caller(scopes=frozenset({Scope.ENCRYPT}))
+    for key, value, _, _ in BAD:
+        await world.put_raw(key, value)
+    await world.put("i", "good", content="x", keywords=["k"])
+    async with world.ingest(content_bytes=1000), world.index():
+        await world.applied(*await world.accepted(1))
+        await world.until(lambda: world.committed(INGEST_GROUP, PLAINTEXT_INGEST) == len(BAD) + 1)
+    letters = sorted(world.dead(), key=lambda letter: letter.source.offset)
+    assert [letter.source.offset for letter in letters] == list(range(len(BAD)))
+    assert [letter.error.code for letter in letters] == [code for _, _, code, _ in BAD]
+    told = {r.source.offset for r in world.results() if r.status == "rejected" and r.source}
+    assert told == {n for n, bad in enumerate(BAD) if bad[3]}
+    text = b"".join(
+        record.value or b"" for record in world.broker.records("plaintext-ingest.dead-letter")
+    )
+    assert b"mallory" not in text
+    assert await world.keyword("i", "k") == ["good"]
+
+
+async def test_forged_updates_are_dead_letters_and_the_shard_goes_on() -> None:
+    world = Pipeline()
+    world.realm.create("i")
+    ingest = await world.ingest_handler()
+    await ingest.start()
+    await ingest.process([await world.put("i", "good", content="x", keywords=["k"])])
+    (good,) = updates(world)
+    envelope = decode_envelope(good.value)
+    stranger = identity(type(world.realm)(), "ingest", "ingest-1")
+    wrong_role = identity(world.realm, "query", "query-1")
+    forged = [
+        b"garbage",
+        encode_envelope(msgspec.structs.replace(envelope, signature=bytes(64))),
+        encode_envelope(msgspec.structs.replace(envelope, shard=1)),
+        encode_envelope(msgspec.structs.replace(envelope, worker="key-service", certificate=b"")),
+        encode_envelope(
+            msgspec.structs.replace(envelope, certificate=stranger.certificate.encoded)
+        ),
+        encode_envelope(
+            msgspec.structs.replace(
+                envelope,
+                worker="query-1",
+                certificate=wrong_role.certificate.encoded,
+            )
+        ),
+        encode_envelope(msgspec.structs.replace(envelope, body=(envelope.body or b"") + b"x")),
+    ]
+    producer = await world.broker.producer()
+    for value in forged:
+        await producer.send_and_wait(INDEX_UPDATE, value, key=good.key, partition=0)
+    await producer.send_and_wait(INDEX_UPDATE, good.value, key=b"nobody/0", partition=0)
+    await ingest.process([await world.put("i", "later", content="x", keywords=["k"])])
+    async with world.index():
+        await world.until(lambda: world.committed(INDEX_GROUP, INDEX_UPDATE) == len(forged) + 3)
+    assert await world.keyword("i", "k") == ["good", "later"]
+    assert sorted(letter.source.offset for letter in world.dead(INDEX_UPDATE)) == list(
+        range(1, len(forged) + 2)
+    )
+
+
+async def test_sealed_messages_and_sealed_results() -> None:
+    world = Pipeline()
+    world.realm.create("i")
+    session = SigningKey.generate()
+    world.realm.callers["c2VhbGVk"] = Caller(groups=(GROUP_A,), cnf=session.public.raw)
+    reply = HpkePrivateKey.generate(HpkeSuite.X25519)
+    message = msgspec.json.encode(
+        {
+            "v": 1,
+            "index": "i",
+            "id": "secret-id",
+            "auth": {"sealed": "c2VhbGVk"},
+            "message_id": "00000000-0000-4000-8000-000000000001",
+            "issued_ms": 1,
+            "content": "secret words",
+            "keywords": ["k"],
+            "reply": {"public_key": encode_base64(reply.public.encode())},
+        }
+    )
+    value = seal_value(Info.INGEST_VALUE, world.realm.intake["i"].public, "i", message)
+    key = b"i/" + b"0" * 32
+    kind = ("content-type", CONTENT_SEALED.encode())
+    good = ("sealstream-sig", sign_message(session, PLAINTEXT_INGEST, key, value))
+    other = SigningKey.generate()
+    bad = ("sealstream-sig", sign_message(other, PLAINTEXT_INGEST, key, value))
+    async with world.ingest(), world.index():
+        await world.put_raw(key, value, headers=(kind, bad))
+        await world.put_raw(b"i/short", value, headers=(kind, good))
+        await world.put_raw(key, value, headers=(kind, good))
+        await world.until(lambda: world.events())
+        await world.until(lambda: world.committed(INGEST_GROUP, PLAINTEXT_INGEST) == 3)
+    assert await world.keyword("i", "k") == ["secret-id"]
+    answers = world.broker.records(INGEST_RESULT)
+    opened = []
+    for record in answers:
+        sealed = msgspec.json.decode(record.value or b"")
+        assert set(sealed) == {"v", "key_id", "suite", "sealed"}
+        plain = reply.open(
+            info(Info.INGEST_RESULT, "i", "secret-id"), decode_base64(sealed["sealed"])
+        )
+        opened.append(msgspec.json.decode(plain)["status"])
+    assert sorted(opened) == ["accepted", "rejected"]
+    keys = world.store.keys()
+    everything = b"".join(
+        (r.value or b"") + (r.key or b"")
+        for topic in {tp.topic for tp in world.broker.logs}
+        for r in world.broker.records(topic)
+    ) + b"".join([(await world.store.get(k)).data for k in keys])
+    assert b"secret" not in everything
