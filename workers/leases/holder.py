@@ -334,6 +334,11 @@ class LeaseHolder:
         for name in [n for n, d in self._decisions.items() if d.expires_s <= now]:
             del self._decisions[name]
 
+    async def settled(self) -> None:
+        """Wait until the renewals that were started have ended."""
+        renewals = [held.renewing for held in self._held.values() if held.renewing is not None]
+        await asyncio.gather(*renewals, return_exceptions=True)
+
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)

@@ -164,7 +164,7 @@ class Lease:
         found = held.get((generation, purpose))
         if found is not None:
             return found
-        if purpose in self.purposes:
+        if any(held_purpose is purpose for _, held_purpose in held):
             raise Retry(
                 ErrorCode.KEY_UNAVAILABLE, "this key generation is not in the lease: renew it"
             )
