@@ -25,6 +25,7 @@ from workers.crypto.info import Info
 from workers.crypto.secret import SecretBytes
 from workers.crypto.sign import SigningKey, VerifyKey
 from workers.crypto.token_cache import TokenCache
+from workers.objects.pack import ObjectPointer, Place, encode_pointer
 from workers.search.cache import DecodedCache
 from workers.search.context import SearchContext
 from workers.search.execute import Answer, search, search_many
@@ -41,6 +42,8 @@ from workers.vector.store import load_state, save_state
 from workers.vector.training import retrain
 
 UID = bytes(range(16))
+PACK = b"p" * 16
+SEALED = b"sealed content"
 TAG = SecretBytes(b"t" * 32)
 _KEY = SigningKey.from_seed(bytes(32))
 _SIGNER = HeadSigner("index-1", _KEY, _KEY.public.raw)
@@ -89,6 +92,7 @@ class Doc:
     kind: RowKind = RowKind.DOC
     source: int = 0
     offset: int | None = None
+    packed: bool = False
 
 
 def add(doc_id: str, *keywords: str, **options: Any) -> Doc:
@@ -279,6 +283,24 @@ class Index:
     def _analysed(self, text: str) -> Any:
         return get_analyzer(self.config.analyzer).analyze_field(text)
 
+    def _pointer(self, doc: Doc) -> bytes:
+        return encode_pointer(
+            ObjectPointer(
+                v=1,
+                place=Place.PACK if doc.packed else Place.NONE,
+                object_id=object_id(TAG, doc.id),
+                generation=1,
+                pack=PACK,
+                offset=0,
+                length=len(SEALED) if doc.packed else 0,
+                inline=b"",
+                sha256=hashlib.sha256(SEALED if doc.packed else b"").digest(),
+                content_type="text/plain",
+                associated_data=b"",
+                access=b"access",
+            )
+        )
+
     def _op(self, doc: Doc) -> PendingOp:
         self._source_offset += 1
         offset = self._source_offset if doc.offset is None else doc.offset
@@ -294,7 +316,7 @@ class Index:
             caller_groups=tuple(map(group, doc.groups)),
             overwrite_by_scope=True,
             metadata=msgspec.msgpack.encode(doc.metadata) if doc.metadata else b"",
-            object=b"pointer of " + doc.id.encode() if doc.kind == RowKind.DOC else b"",
+            object=self._pointer(doc) if doc.kind == RowKind.DOC else b"",
             pack=b"pack" if doc.kind == RowKind.DOC else b"",
             lengths={name: self._analysed(text).length for name, text in doc.text.items()},
             vector=vector,
