@@ -11,22 +11,20 @@ that order. One client serves any number of tasks; make one per process, not one
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
 from schemas.auth import Scope
-from schemas.codec import to_plain
 from schemas.errors import ErrorCode
 from schemas.ingest import IngestResult
 from schemas.query import Hit, QueryResult
-from schemas.values import Binary, Vector
+from schemas.values import Vector
 from workers.client.admin import Administrator
-from workers.client.connection import Connection
-from workers.client.ingest import IN_FLIGHT, Ingestor, Wait
+from workers.client.connection import Connection, plain_json
+from workers.client.ingest import IN_FLIGHT, Ingestor, Operations, Wait
 from workers.client.query import FANOUT, Querier
 from workers.client.session import Protection, Secrets, Session
 from workers.crypto.secret import SecretBytes
@@ -192,11 +190,11 @@ class Client:
             "groups": list(groups),
             "if_version": if_version,
         }
-        return await self._ingest.ingest(_plain(operation), wait=wait, timeout_s=timeout_s)
+        return await self._ingest.ingest(operation, wait=wait, timeout_s=timeout_s)
 
     def ingest_many(
         self,
-        operations: Iterable[dict[str, Any]],
+        operations: Operations,
         *,
         wait: Wait = "accepted",
         timeout_s: float = 300.0,
@@ -206,16 +204,18 @@ class Client:
 
         Args:
             operations: bodies of plaintext-ingest without `v` and `auth`; `content` and
-                `associated_data` may be bytes, `vector` an array.
+                `associated_data` may be bytes, `vector` an array. An asynchronous iterable may
+                take its time: results come as they are known.
             wait: for `accepted` or `searchable`.
             timeout_s: seconds to wait for each result.
             in_flight: most operations that are unanswered at once.
 
         Raises:
-            Retry: DEADLINE_EXCEEDED. InvalidMessage: an operation breaks the contract.
+            Retry: DEADLINE_EXCEEDED; the broker cannot be reached.
+            Reject: UNKNOWN_INDEX, UNAUTHENTICATED.
         """
         return self._ingest.ingest_many(
-            map(_plain, operations), wait=wait, timeout_s=timeout_s, in_flight=in_flight
+            operations, wait=wait, timeout_s=timeout_s, in_flight=in_flight
         )
 
     async def delete(
@@ -229,7 +229,7 @@ class Client:
     ) -> IngestResult:
         """Delete a document and its keywords. Raises as `ingest`."""
         operation = {"op": "delete", "index": index, "id": id, "if_version": if_version}
-        return await self._ingest.ingest(_plain(operation), wait=wait, timeout_s=timeout_s)
+        return await self._ingest.ingest(operation, wait=wait, timeout_s=timeout_s)
 
     async def add_keywords(
         self,
@@ -281,7 +281,7 @@ class Client:
             Reject, Retry: as the service says, or DEADLINE_EXCEEDED.
             InvalidMessage: an argument breaks the contract.
         """
-        plain = _plain(query) if isinstance(query, dict) else [_plain(one) for one in query]
+        plain = plain_json(query) if isinstance(query, dict) else [plain_json(one) for one in query]
         return await self._query.query(index, plain, after=after, timeout_s=timeout_s, **options)
 
     async def search(
@@ -315,7 +315,7 @@ class Client:
             query: dict[str, Any] = {"keyword": keyword}
         elif keyword is None and text is not None and vector is not None:
             weight = {} if alpha is None else {"alpha": alpha}
-            query = {"hybrid": _plain({"text": text, "vector": vector}) | weight}
+            query = {"hybrid": plain_json({"text": text, "vector": vector}) | weight}
         elif keyword is None and text is not None:
             query = {"text": text}
         elif keyword is None and vector is not None:
@@ -399,20 +399,3 @@ def _open(part: T | None) -> T:
     if part is None:
         raise RuntimeError("the client is not open: use `async with Client(...) as client`")
     return part
-
-
-def _plain(operation: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON form: bytes and arrays as the contract has them, None left out."""
-    plain: dict[str, Any] = {}
-    for name, value in operation.items():
-        if value is None:
-            continue
-        if name == "vector" and isinstance(value, Vector):
-            plain[name] = value.to_json()
-        elif name == "vector" and isinstance(value, np.ndarray):
-            plain[name] = Vector.of(value).to_json()
-        elif isinstance(value, bytes):
-            plain[name] = to_plain(Binary.of(value))
-        else:
-            plain[name] = value
-    return plain

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
-from schemas.codec import decode
+import numpy as np
+
+from schemas.codec import decode, to_plain
 from schemas.errors import ErrorCode, InvalidMessage
 from schemas.sealed import SealedValue
 from schemas.topics import (
@@ -15,6 +17,7 @@ from schemas.topics import (
     HEADER_SIGNATURE,
     with_prefix,
 )
+from schemas.values import Binary, Vector
 from workers.client.session import Session
 from workers.crypto.errors import CryptoError
 from workers.crypto.info import Info, info
@@ -123,3 +126,24 @@ def timed_out(what: str, timeout_s: float) -> Retry:
         ErrorCode.DEADLINE_EXCEEDED,
         f"no {what} within {timeout_s:g} s: are the workers running? (sealstream status)",
     )
+
+
+def plain_json(message: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON form: bytes and arrays as the contract has them, None left out.
+
+    Raises:
+        InvalidMessage: an array is no vector.
+    """
+    plain: dict[str, Any] = {}
+    for name, value in message.items():
+        if value is None:
+            continue
+        if name == "vector" and isinstance(value, Vector):
+            plain[name] = value.to_json()
+        elif name == "vector" and isinstance(value, np.ndarray):
+            plain[name] = Vector.of(value).to_json()
+        elif isinstance(value, bytes):
+            plain[name] = to_plain(Binary.of(value))
+        else:
+            plain[name] = value
+    return plain

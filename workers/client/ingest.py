@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
-from typing import Any, Final, Literal
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from typing import Any, Final, Literal, TypeAlias
 
 from schemas.codec import convert, decode, encode, to_plain
-from schemas.errors import InvalidMessage
+from schemas.errors import ErrorCode, InvalidMessage
 from schemas.event import IndexEvent
-from schemas.ingest import IngestRequest, IngestResult
+from schemas.ingest import IngestOp, IngestRequest, IngestResult
 from schemas.position import Position
 from schemas.topics import INDEX_EVENT, INGEST_RESULT, PLAINTEXT_INGEST
-from workers.client.connection import Connection, new_id, timed_out
+from workers.client.connection import Connection, new_id, plain_json, timed_out
 from workers.client.replies import Listener
 from workers.crypto.info import Info
 from workers.errors import Reject
@@ -27,6 +28,7 @@ from workers.leases.grant import denial
 from workers.leases.signed import verify_record
 
 Wait = Literal["accepted", "searchable"]
+Operations: TypeAlias = Iterable[dict[str, Any]] | AsyncIterable[dict[str, Any]]
 IN_FLIGHT: Final = 2000
 """Operations `ingest_many` has under way at once."""
 
@@ -102,7 +104,7 @@ class Ingestor:
 
         Args:
             operation: a plaintext-ingest body without `v`, `auth`, `reply`, `message_id` and
-                `issued_ms`, which are added.
+                `issued_ms`, which are added; bytes and arrays as they are.
 
         Raises:
             InvalidMessage: the operation breaks the contract.
@@ -115,7 +117,7 @@ class Ingestor:
         request = convert(
             IngestRequest,
             {
-                **operation,
+                **plain_json(operation),
                 "v": 1,
                 "auth": to_plain(session.auth(index)),
                 "reply": {"public_key": session.reply_public},
@@ -149,14 +151,14 @@ class Ingestor:
             Reject, Retry: the code of the rejected result; DEADLINE_EXCEEDED without an answer.
             InvalidMessage: the operation breaks the contract.
         """
-        result = await self._answer(operation, wait, timeout_s)
+        [result] = await self._settle([await self.submit(operation)], wait, timeout_s)
         if result.error is not None:
             raise denial(result.error)
         return result
 
     async def ingest_many(
         self,
-        operations: Iterable[dict[str, Any]],
+        operations: Operations,
         *,
         wait: Wait = "accepted",
         timeout_s: float = 300.0,
@@ -164,31 +166,60 @@ class Ingestor:
     ) -> AsyncIterator[IngestResult]:
         """Produce many operations, at most `in_flight` unanswered; yield their results in order.
 
-        A rejected operation yields its result; the others go on.
+        A rejected operation yields its result, and so does one that is refused here before it is
+        sent (it breaks the contract, no record could hold it); the others go on.
 
         Raises:
-            Retry: DEADLINE_EXCEEDED. InvalidMessage: an operation breaks the contract.
+            Retry: DEADLINE_EXCEEDED; the broker cannot be reached.
+            Reject: UNKNOWN_INDEX, UNAUTHENTICATED.
         """
-        source = iter(operations)
-        under_way: list[tuple[str, Submitted]] = []
+        source = _each(operations)
+        under_way: deque[tuple[str, Submitted]] = deque()
+        several = in_flight // 4 or 1
+        # To be searchable takes a round trip: one for several operations.
+        at_once = several if wait == "searchable" else 1
+        more = True
         try:
-            while True:
-                while len(under_way) < in_flight:
-                    operation = next(source, None)
+            while more or under_way:
+                while more and len(under_way) < in_flight:
+                    operation = await anext(source, None)
                     if operation is None:
+                        more = False
                         break
-                    under_way.append(await self.submit(operation))
-                if not under_way:
-                    return
-                batch, under_way = (
-                    under_way[: in_flight // 4 or 1],
-                    under_way[in_flight // 4 or 1 :],
-                )
-                for message_id, submitted in batch:
-                    yield await self._settle(message_id, submitted, wait, timeout_s)
+                    under_way.append(await self._try_submit(operation))
+                    # The source may be slow: tell what is known before waiting for more of it.
+                    while at_once == 1 and under_way and under_way[0][1].answer.done():
+                        for result in await self._settle([under_way.popleft()], wait, timeout_s):
+                            yield result
+                for _ in range(0, min(several, len(under_way)), at_once):
+                    batch = [under_way.popleft() for _ in range(min(at_once, len(under_way)))]
+                    for result in await self._settle(batch, wait, timeout_s):
+                        yield result
         finally:
             for message_id, submitted in under_way:
                 self._forget(submitted.key, message_id)
+
+    async def _try_submit(self, operation: dict[str, Any]) -> tuple[str, Submitted]:
+        """Produce one operation; what is wrong with this one alone becomes its answer."""
+        try:
+            return await self.submit(operation)
+        except InvalidMessage as error:
+            info = error.info()
+        except Reject as error:
+            if error.code is not ErrorCode.TOO_LARGE:
+                raise
+            info = error.info()
+        op = operation.get("op")
+        refused = IngestResult(
+            index=str(operation.get("index", "")),
+            id=str(operation.get("id", "")),
+            op=IngestOp(op) if op in list(IngestOp) else IngestOp.UPSERT,
+            status="rejected",
+            error=info,
+        )
+        submitted = Submitted(refused.index, refused.id, b"")
+        submitted.answer.set_result(refused)
+        return "", submitted
 
     async def searchable(self, index: str, position: Position, timeout_s: float) -> None:
         """Wait until a shard has applied a position.
@@ -204,30 +235,25 @@ class Ingestor:
         except TimeoutError:
             raise timed_out("index-event of this position", timeout_s) from None
 
-    async def _answer(
-        self, operation: dict[str, Any], wait: Wait, timeout_s: float
-    ) -> IngestResult:
-        message_id, submitted = await self.submit(operation)
-        return await self._settle(message_id, submitted, wait, timeout_s)
-
     async def _settle(
-        self, message_id: str, submitted: Submitted, wait: Wait, timeout_s: float
-    ) -> IngestResult:
-        """Wait for the result of one operation, and for it to be searchable if asked."""
+        self, batch: Sequence[tuple[str, Submitted]], wait: Wait, timeout_s: float
+    ) -> list[IngestResult]:
+        """Wait for the results of operations, and for all to be searchable if asked."""
         try:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    result = await submitted.answer
-            except TimeoutError:
-                raise timed_out("ingest-result", timeout_s) from None
-            if wait == "searchable" and result.status == "accepted" and result.position:
-                await self.searchable(submitted.index, result.position, timeout_s)
+            results = [await _answered(submitted, timeout_s) for _, submitted in batch]
+            if wait == "searchable" and (furthest := _furthest(results)):
+                for (index, _), position in furthest.items():
+                    await self.searchable(index, position, timeout_s)
                 # The index worker emits its refusals before the event: one more look finds them.
                 await self._results.caught_up()
-                result = submitted.late_refusal or result
-            return result
+                results = [
+                    submitted.late_refusal or result
+                    for (_, submitted), result in zip(batch, results, strict=True)
+                ]
+            return results
         finally:
-            self._forget(submitted.key, message_id)
+            for message_id, submitted in batch:
+                self._forget(submitted.key, message_id)
 
     def _forget(self, key: bytes, message_id: str) -> None:
         waiting = self._waiting.get(key)
@@ -270,3 +296,33 @@ class Ingestor:
             async with self._changed:
                 self._applied[name] = event.applied.offset
                 self._changed.notify_all()
+
+
+async def _answered(submitted: Submitted, timeout_s: float) -> IngestResult:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await submitted.answer
+    except TimeoutError:
+        raise timed_out("ingest-result", timeout_s) from None
+
+
+def _furthest(results: Sequence[IngestResult]) -> dict[tuple[str, int], Position]:
+    """Return the furthest position of each index and shard."""
+    found: dict[tuple[str, int], Position] = {}
+    for result in results:
+        position = result.position
+        if position is None or result.status != "accepted":
+            continue
+        name = (result.index, position.shard)
+        if name not in found or found[name].offset < position.offset:
+            found[name] = position
+    return found
+
+
+async def _each(operations: Operations) -> AsyncIterator[dict[str, Any]]:
+    if isinstance(operations, AsyncIterable):
+        async for operation in operations:
+            yield operation
+    else:
+        for operation in operations:
+            yield operation
