@@ -68,11 +68,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-async def answering(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+async def answering(port: int, process: subprocess.Popen[bytes]) -> None:
     async with asyncio.timeout(START_S):
         while True:
             if process.poll() is not None:
-                raise RuntimeError(log.read_text()[-2000:])
+                raise RuntimeError("the server has ended")
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
             except OSError:
@@ -95,10 +95,10 @@ async def seaweed(home: Path) -> AsyncIterator[StoreConfig]:
     folder = home / "weed"
     folder.mkdir()
     ports = free_ports(9)
-    names = (
-        "master.port master.port.grpc volume.port volume.port.grpc filer.port filer.port.grpc"
-        " s3.port s3.port.grpc metricsPort"
-    ).split()
+    names = [
+        *("master.port", "master.port.grpc", "volume.port", "volume.port.grpc"),
+        *("filer.port", "filer.port.grpc", "s3.port", "s3.port.grpc", "metricsPort"),
+    ]
     argv = [
         str(Path(sys.executable).with_name("weed")),
         "server",
@@ -118,7 +118,7 @@ async def seaweed(home: Path) -> AsyncIterator[StoreConfig]:
     process = start(argv, folder, AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY)
     try:
         port = ports[names.index("s3.port")]
-        await answering(port, process, folder / "log")
+        await answering(port, process)
         config = StoreConfig(
             bucket="contract",
             endpoint=f"http://127.0.0.1:{port}",
@@ -158,7 +158,7 @@ async def tansu(home: Path) -> AsyncIterator[Tansu]:
     ]
     process = start(argv, folder)
     try:
-        await answering(port, process, folder / "log")
+        await answering(port, process)
         yield Tansu(f"127.0.0.1:{port}", process)
     finally:
         end(process)
@@ -166,9 +166,7 @@ async def tansu(home: Path) -> AsyncIterator[Tansu]:
 
 @pytest.fixture
 async def aio_broker(tansu: Tansu) -> AsyncIterator[AioBroker]:
-    config = KafkaConfig(
-        bootstrap=tansu.bootstrap, rebalance_timeout_s=10.0, session_timeout_s=10.0
-    )
+    config = KafkaConfig(bootstrap=tansu.bootstrap, rebalance_timeout_s=10.0, session_timeout_s=6.0)
     broker = AioBroker(config)
     yield broker
     await broker.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection
 
@@ -414,3 +415,19 @@ async def test_end_offsets_of_batches(broker: Broker) -> None:
     await one.read(21)
     assert await one.reader.end(tp) == 21
     await one.reader.stop()
+
+
+async def test_partitions_are_free_after_stop(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also in the group's first generation, which is 0 on Tansu."""
+    name, group = await topic(broker), secrets.token_hex(4)
+    one = await member(broker, group, name)
+    await one.until(1)
+    with caplog.at_level(logging.INFO, "aiokafka"):
+        await one.reader.stop()
+    if not isinstance(broker, MemoryBroker):
+        assert "LeaveGroup request succeeded" in caplog.text
+    two = await member(broker, group, name)
+    await two.until(1)
+    await two.reader.stop()

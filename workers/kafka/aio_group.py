@@ -13,6 +13,7 @@
 | `commit`, `committed`, `beginning_offsets` repeat for ever while the broker is away | a deadline: `Retry` | `test_deadlines` |
 | JoinGroup waits for all members but has the deadline of any request | requests may take longer than a drain | `test_requests_outlast_a_drain` |
 | only eager rebalancing, https://github.com/aio-libs/aiokafka/issues/1126 | every rebalance drains all partitions; sticky assignor | - |
+| it leaves a group only if its generation is above 0; Tansu counts from 0: its partitions would wait for the session timeout | the generation is raised before | `test_partitions_are_free_after_stop` |
 | `stop()` does not call the revocation listener | the pump drains first | `test_stop_does_not_revoke` |
 """  # noqa: E501
 
@@ -211,6 +212,9 @@ class AioGroupReader:
 
     async def stop(self) -> None:
         """Leave the group."""
+        coordinator = self._consumer._coordinator  # noqa: SLF001
+        if coordinator is not None and coordinator.generation == 0:
+            coordinator.generation = 1
         try:
             async with asyncio.timeout(self._deadline_s):
                 await self._consumer.stop()

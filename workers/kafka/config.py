@@ -25,7 +25,8 @@ class KafkaConfig:
             off; nothing here relies on it (architecture.md, "Order").
         replication_factor: of topics we create; -1 is the broker's default (Kafka >= 2.4).
         max_record_bytes: refuse to send larger values. Fetches accept a margin above it.
-        session_timeout_s: a member that is silent for so long is thrown out of its group.
+        session_timeout_s: a member that is silent for so long is thrown out of its group. Tansu
+            keeps everybody who joins waiting for half of it.
         rebalance_timeout_s: how long a rebalance waits for members; the client's default is the
             session timeout, too short for a drain. Partitions are drained within half of it.
         request_timeout_s: deadline of a single request and of an unacknowledged record.
@@ -44,7 +45,7 @@ class KafkaConfig:
     idempotent: bool = False
     replication_factor: int = -1
     max_record_bytes: int = 900_000
-    session_timeout_s: float = 20.0
+    session_timeout_s: float = 10.0
     rebalance_timeout_s: float = 60.0
     request_timeout_s: float = 30.0
 

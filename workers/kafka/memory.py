@@ -78,6 +78,10 @@ class MemoryBroker:
         """Give a member's partitions to the others without telling it: it is a zombie now."""
         self._group(group).expel(member)
 
+    async def rejoin(self, group: str) -> None:
+        """Let the expelled members learn of it and join again, as their heartbeats would."""
+        await self._group(group).rejoin()
+
     def records(self, topic: str) -> list[Record]:
         """Return all records of a topic, by partition and offset."""
         return [
@@ -309,6 +313,7 @@ class _Group:
         self.committed: dict[TP, int] = {}
         self._broker = broker
         self._members: list[MemoryGroupReader] = []
+        self._zombies: list[MemoryGroupReader] = []
         self._lock = asyncio.Lock()
 
     async def join(self, member: MemoryGroupReader) -> None:
@@ -320,6 +325,8 @@ class _Group:
     async def leave(self, member: MemoryGroupReader) -> None:
         async with self._lock:
             member.positions.clear()
+            if member in self._zombies:
+                self._zombies.remove(member)
             if member in self._members:
                 self._members.remove(member)
                 await self._revoke()
@@ -333,7 +340,19 @@ class _Group:
     def expel(self, index: int) -> None:
         zombie = self._members.pop(index)
         zombie.expelled = True
+        self._zombies.append(zombie)
         self._assign(only_free=True)
+
+    async def rejoin(self) -> None:
+        async with self._lock:
+            await self._revoke()
+            zombies, self._zombies = self._zombies, []
+            for zombie in zombies:
+                await zombie.revoke(sorted(zombie.positions))
+                zombie.positions.clear()
+                zombie.expelled = False
+                self._members.append(zombie)
+            self._assign()
 
     async def _revoke(self) -> None:
         for member in list(self._members):

@@ -179,7 +179,12 @@ class Pump:
             if tp in self._partitions:
                 raise RuntimeError(f"{tp} was assigned twice")
             partition = Partition(tp, self._factory(tp), shared)
-            self._partitions[tp] = partition, tasks.create_task(partition.run())
+            work = partition.run()
+            try:
+                self._partitions[tp] = partition, tasks.create_task(work)
+            except RuntimeError:  # another task has failed just now: all is ending
+                work.close()
+                return
         metrics.REBALANCES.inc(group=self._group)
         self._report()
         self._assigned.set()
