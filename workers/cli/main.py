@@ -31,6 +31,7 @@ class Verb(NamedTuple):
 
 
 COMMANDS: Final[tuple[Verb, ...]] = (
+    Verb("demo", "workers.cli.demo:demo", _STACK, "Show the whole story, then stop."),
     Verb("up", "workers.cli.stack:up", _STACK, "Start S3, Kafka and all workers here."),
     Verb("down", "workers.cli.stack:down", _STACK, "Stop them; the data stays."),
     Verb("status", "workers.cli.stack:status", _STACK, "Show what runs."),
@@ -56,6 +57,7 @@ def build(*, overview: bool = False) -> App:
         version=lambda: version("sealstream"),
         default_parameter=Parameter(negative=""),
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
     app.register_install_completion_command(show=False)
     for verb in COMMANDS:

@@ -8,7 +8,9 @@ at run time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +31,18 @@ class Embedder(Protocol):
         ...
 
 
+@contextmanager
+def _root_logger_untouched() -> Iterator[None]:
+    """Undo what `wordllama` does to the root logger when it is imported."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
 class WordLlamaEmbedder:
     """The packaged `wordllama` model (extra `embed`)."""
 
@@ -38,7 +52,8 @@ class WordLlamaEmbedder:
         Raises:
             ImportError: the extra `embed` is not installed.
         """
-        import wordllama
+        with _root_logger_untouched():
+            import wordllama
 
         # wordllama looks for the bundled tokenizer in a folder `tokenizer`, but ships it in
         # `tokenizers`; naming the package folder as the cache folder finds both files without a

@@ -7,6 +7,8 @@ certificate. Who has pinned the key service can verify both without asking anybo
 
 from __future__ import annotations
 
+import time
+from functools import lru_cache
 from typing import Final
 
 from schemas.errors import ErrorCode
@@ -19,6 +21,12 @@ from workers.kafka.broker import Headers, Record
 from workers.leases.certificate import Role, WorkerCertificate, WorkerIdentity, verify_certificate
 
 HEADER_CERTIFICATE: Final = "sealstream-certificate"
+
+
+@lru_cache(maxsize=256)
+def _verified(encoded: bytes, service: VerifyKey) -> WorkerCertificate:
+    """Verify a certificate once: few workers sign many records."""
+    return verify_certificate(encoded, service)
 
 
 def signature_headers(identity: WorkerIdentity, kind: Info, key: bytes, value: bytes) -> Headers:
@@ -41,7 +49,9 @@ def verify_record(
     encoded = record.header(HEADER_CERTIFICATE)
     if signature is None or encoded is None:
         raise Reject(ErrorCode.UNAUTHENTICATED, "the record is not signed by a worker")
-    certificate = verify_certificate(encoded, service)
+    certificate = _verified(encoded, service)
+    if time.time() >= certificate.expires_s:
+        raise Reject(ErrorCode.EXPIRED, "the record is signed under an expired certificate")
     if certificate.role not in roles:
         raise Reject(ErrorCode.UNAUTHENTICATED, "the record is signed by a worker of another role")
     try:
