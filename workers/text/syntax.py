@@ -63,7 +63,7 @@ class Group:
 
 Clause: TypeAlias = Words | Phrase | Prefix | Group
 
-_TOKEN: Final = re.compile(r'\s+|\(|\)|"[^"]*"|"|-(?=[^\s)-])|[^\s()"]+')
+_TOKEN: Final = re.compile(r'\s+|\(|\)|"[^"]*"|"|(?P<without>-(?=[^\s)-]))|[^\s()"]+')
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +84,19 @@ def parse(text: str, operator: Operator = "or") -> Group:
     """
     if len(text) > MAX_QUERY_CHARS:
         raise QuerySyntaxError(f"the query is longer than {MAX_QUERY_CHARS} characters")
-    tokens = [_Token(m.group(), m.start()) for m in _TOKEN.finditer(text) if m.group().strip()]
-    parser = _Parser(tokens, len(text), operator)
+    parser = _Parser(_tokens(text), len(text), operator)
     found = parser.either(0)
     parser.expect_end()
     return found
+
+
+def _tokens(text: str) -> list[_Token]:
+    """Split into words, phrases, parentheses and the `-` of a clause; a dash alone is nothing."""
+    return [
+        _Token(m.group(), m.start())
+        for m in _TOKEN.finditer(text)
+        if m.group().strip() and (m.group() != "-" or m["without"])
+    ]
 
 
 class _Parser:

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from workers.text.analyzer import MAX_WORD_CHARS, analyzer_names, get_analyzer
+from workers.text.stopwords import ENGLISH
+
+english = get_analyzer("english")
+
+
+def test_english_drops_stop_words_and_stems():
+    assert english.tokens("The runners were running in a race") == ["runner", "were", "run", "race"]
+
+
+def test_positions_count_stop_words_and_words_of_one_character():
+    found = english.positioned("war and peace, plan b and war")
+    assert [(token.term, token.position) for token in found] == [
+        ("war", 0),
+        ("peac", 2),
+        ("plan", 3),
+        ("war", 6),
+    ]
+
+
+def test_a_field_has_distinct_terms_with_their_places():
+    field = english.analyze_field("Running, the run; RUNS!")
+    assert field.terms == ["run"]
+    assert field.tfs == [3]
+    assert field.positions == [[0, 2, 3]]
+    assert field.length == 3
+    assert field.words == ["running", "run", "runs"]
+
+
+def test_field_and_tokens_agree():
+    text = "A fast vessel, sailing fast: the fastest vessels sail. Ümläute Straße ﬁne"
+    field = english.analyze_field(text)
+    tokens = english.positioned(text)
+    assert field.length == len(tokens)
+    rebuilt = sorted(
+        (place, term)
+        for term, places in zip(field.terms, field.positions, strict=True)
+        for place in places
+    )
+    assert rebuilt == [(token.position, token.term) for token in tokens]
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("Stra\u00dfe", "STRASSE"),
+        ("\ufb01ne", "fine"),
+        ("\uff26\uff55\uff4c\uff4c", "full"),
+        ("e\u0301te\u0301", "\u00e9t\u00e9"),
+        ("\u0130stanbul", "i\u0307stanbul"),
+    ],
+)
+def test_spellings_of_one_word_meet(left, right):
+    assert get_analyzer("simple").tokens(left) == get_analyzer("simple").tokens(right)
+
+
+def test_words_of_other_scripts():
+    words = "\u041c\u043e\u0441\u043a\u0432\u0430 \u6771\u4eac 42nd"
+    assert get_analyzer("simple").tokens(words) == [
+        "\u043c\u043e\u0441\u043a\u0432\u0430",
+        "\u6771\u4eac",
+        "42nd",
+    ]
+
+
+def test_simple_keeps_every_word_as_it_is():
+    assert get_analyzer("simple").tokens("The a running") == ["the", "a", "running"]
+
+
+def test_other_languages_by_name():
+    assert get_analyzer("german").tokens("H\u00e4user") == get_analyzer("german").tokens("Haus")
+    assert {"english", "simple", "french", "german"} <= set(analyzer_names())
+    with pytest.raises(ValueError, match="unknown analyzer"):
+        get_analyzer("klingon")
+
+
+def test_long_words_are_cut_alike_on_both_sides():
+    long = "x" * 10_000
+    assert english.tokens(long) == english.tokens(long[:MAX_WORD_CHARS])
+    assert english.analyze_field(long).terms == english.tokens(long)
+
+
+def test_nothing_to_analyse():
+    field = english.analyze_field(" ... the \n")
+    assert (field.terms, field.length, field.words) == ([], 0, [])
+
+
+def test_threads_share_one_stemmer_without_mixing_words():
+    words = [f"running{i}s relational{i}" for i in range(300)]
+    alone = [english.tokens(word) for word in words]
+    shared = type(english)("shared", stop=ENGLISH, stemmer=english._stemmer, min_chars=2)
+    results: dict[int, list[list[str]]] = {}
+
+    def work(number: int) -> None:
+        results[number] = [shared.tokens(word) for word in words]
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(results[n] == alone for n in range(4))
+
+
+def test_the_cache_of_stems_is_bounded(monkeypatch):
+    monkeypatch.setattr("workers.text.analyzer._CACHE_WORDS", 50)
+    small = type(english)("small", stop=ENGLISH, stemmer=english._stemmer, min_chars=2)
+    for i in range(500):
+        small.tokens(f"word{i} the")
+    assert len(small._cache) <= 50
+    assert small.tokens("the word1") == ["word1"]
