@@ -6,15 +6,17 @@ Topic `key-audit`, key = instance, value = `schemas.audit.AuditRecord`. Per inst
               and `signature`), hash(-1) = 32 zero bytes, canonical = members sorted, no white space
 
 Every 256 records or 10 s a record with `event` = `checkpoint` is signed: Ed25519 by the key service
-over (instance, seq, hash). An instance is one run of one process: `<worker id>.<start, ms>`. When a
-record is not acknowledged, nobody can say whether it stands in the topic, so that chain ends there
-and the next record begins a new instance.
+over (instance, seq, hash). An instance is one run of one process, named
+`<worker id>.<start, ms>.<4 random bytes, hex>`: two processes never share a chain, whatever their
+ids and clocks say. When a record is not acknowledged, nobody can say whether it stands in the
+topic, so that chain ends there and the next record begins a new instance.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from typing import Any, Final, Literal
 
@@ -133,8 +135,8 @@ class Audit:
             raise unavailable() from error
 
     def _begin(self) -> None:
-        self._started_ms = max(getattr(self, "_started_ms", 0) + 1, int(self._clock() * 1000))
-        self._instance = f"{self._worker_id}.{self._started_ms}"
+        started_ms = int(self._clock() * 1000)
+        self._instance = f"{self._worker_id}.{started_ms}.{os.urandom(4).hex()}"
         self._seq = 0
         self._hash = GENESIS
         self._since = 0

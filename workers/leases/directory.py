@@ -234,7 +234,12 @@ class KeyDirectory:
 
         Raises:
             Retry: KEY_UNAVAILABLE, it has not published itself, or its entry has expired.
+            Fatal: the reader of the directory died: what is held grows stale.
         """
+        if self._task is not None and self._task.done():
+            raise Fatal(ErrorCode.KEY_UNAVAILABLE, "the reader of key-directory ended") from _cause(
+                self._task
+            )
         if self._service is None:
             raise Retry(
                 ErrorCode.KEY_UNAVAILABLE,

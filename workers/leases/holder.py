@@ -66,6 +66,7 @@ from workers.leases.request import (
     seal_request,
 )
 from workers.settings import Settings
+from workers.telemetry import metrics
 
 __all__ = ["Decision", "Lease", "LeaseHolder", "ObjectRequest", "Purpose"]
 
@@ -331,6 +332,7 @@ class LeaseHolder:
                 and (held.renewing is None or held.renewing.done())
             ):
                 held.renewing = asyncio.create_task(self._renew(held), name="key-renewal")
+        metrics.LEASES.set(len(self._held))
         for name in [n for n, d in self._decisions.items() if d.expires_s <= now]:
             del self._decisions[name]
 
@@ -541,11 +543,14 @@ class LeaseHolder:
                 grant = await answer
         except TimeoutError:
             self._check_listening()
+            metrics.LEASE_REQUESTS.inc(outcome="timeout")
             raise Retry(
                 ErrorCode.KEY_UNAVAILABLE, "the key service does not answer: is it running?"
             ) from None
         finally:
             del self._outstanding[body.request_id]
+        outcome = "deny" if grant.header.deny is not None else "grant"
+        metrics.LEASE_REQUESTS.inc(outcome=outcome)
         return grant.header, open_grant(grant, pending, payload_type, now_s=self._clock())
 
     async def _listen(self, reader: TopicReader) -> None:

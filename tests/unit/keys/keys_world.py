@@ -291,6 +291,15 @@ class World:
         await self.directory.refresh()
         return result.result or {}
 
+    @property
+    def latest(self) -> Running:
+        """The key service that was started last."""
+        return self._services[-1]
+
+    def stored(self) -> list[str]:
+        """Return the keys of all objects in the bucket."""
+        return list(self.store.keys())
+
     def audited(self, event: str, decision: str | None = None) -> int:
         """Count the audit records of an event."""
         found = [decode(AuditRecord, r.value) for r in self.broker.records("key-audit")]
