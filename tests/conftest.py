@@ -1,0 +1,105 @@
+"""Real servers and a whole stack, started at most once a run, by the command that users call.
+
+`servers`: S3 and Kafka. `stack`: all workers as well. Both run in a temporary home and are gone
+when pytest ends, also when it is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from workers.local.process import die_with_parent
+from workers.local.state import StackState, read_state
+from workers.settings import Settings, load_settings, parse_env_file
+
+START_DEADLINE_S = 240.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunningStack:
+    """A local stack that runs; `process` is its supervisor."""
+
+    home: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What stack.env says."""
+        return parse_env_file((self.home / "stack.env").read_text())
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of a client: nothing comes from the environment of the tests."""
+        return load_settings(home=self.home, environ={})
+
+    @property
+    def state(self) -> StackState:
+        state = read_state(self.home)
+        assert state is not None
+        return state
+
+    def pid(self, name: str) -> int | None:
+        """Process id of a server or worker; None while it does not run."""
+        return next(p.pid for p in self.state.processes if p.name == name)
+
+
+def clean_env() -> dict[str, str]:
+    """The environment without settings of ours and credentials of whoever runs the tests."""
+    prefixes = ("SEALSTREAM_", "AWS_", "VAULT_")
+    return {k: v for k, v in os.environ.items() if not k.startswith(prefixes)}
+
+
+@contextmanager
+def local_stack(home: Path, *options: str) -> Iterator[RunningStack]:
+    log = home / "up.log"
+    home.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "workers.cli.main", "up", "--home", str(home), *options],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=clean_env(),
+            preexec_fn=die_with_parent(),
+        )
+    try:
+        end = time.monotonic() + START_DEADLINE_S
+        while (state := read_state(home)) is None or state.phase != "ready":
+            if process.poll() is not None or time.monotonic() > end:
+                pytest.fail(f"the local stack did not start:\n{log.read_text()}", pytrace=False)
+            time.sleep(0.05)
+        yield RunningStack(home, process)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """S3 and Kafka, without topics and workers; tests make topics and prefixes of their own."""
+    with local_stack(tmp_path_factory.mktemp("servers"), "--servers-only") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """The whole local stack; tests make indexes of their own."""
+    with local_stack(tmp_path_factory.mktemp("stack")) as running:
+        yield running
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"servers", "stack"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.integration)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from schemas.errors import ErrorCode
+from workers.cli import common, main
+from workers.errors import Fatal, Reject, Retry
+from workers.local.errors import StackError
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("SEALSTREAM_HOME", "SEALSTREAM_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("verb", main.COMMANDS, ids=lambda verb: verb.name)
+def test_every_command_has_help(verb: main.Verb, capsys: Captured) -> None:
+    assert main.run([verb.name, "--help"]) == common.OK
+    assert "Usage: sealstream" in capsys.readouterr().out
+    assert verb.help.endswith(".")
+
+
+def test_the_overview_names_every_command(capsys: Captured) -> None:
+    assert main.run(["--help"]) == common.OK
+    shown = capsys.readouterr().out
+    assert all(verb.name in shown for verb in main.COMMANDS)
+    assert main.run([]) == common.OK
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["worker", "nonsense"],
+        ["status", "--nonsense"],
+        ["up", "--workers", "ingest=0"],
+        ["up", "--workers", "cook=1"],
+        ["realm", "init", "--workers", "keys=1"],
+        ["config", "check", "--config", "absent.toml"],
+    ],
+)
+def test_wrong_usage_is_2(arguments: list[str], capsys: Captured) -> None:
+    assert main.run(arguments) == common.USAGE
+    captured = capsys.readouterr()
+    assert captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_status_of_nothing_is_3(capsys: Captured) -> None:
+    assert main.run(["status"]) == common.UNAVAILABLE
+    assert "nothing runs" in capsys.readouterr().out
+    assert main.run(["status", "--json"]) == common.UNAVAILABLE
+    report = orjson.loads(capsys.readouterr().out)
+    assert (report["phase"], report["processes"]) == ("stopped", [])
+
+
+def test_down_of_nothing_is_fine(capsys: Captured) -> None:
+    assert main.run(["down"]) == common.OK
+    assert "nothing runs" in capsys.readouterr().out
+
+
+def test_config_check_shows_sources_not_secrets(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEALSTREAM_TOKEN", "hunter2")
+    monkeypatch.setenv("SEALSTREAM_BOGUS", "x")
+    assert main.run(["config", "check", "--json"]) == common.OK
+    report = orjson.loads(capsys.readouterr().out)
+    token = next(row for row in report["settings"] if row["name"] == "token")
+    assert (token["value"], token["source"]) == ("set (hidden)", "$SEALSTREAM_TOKEN")
+    assert report["warnings"][0]["name"] == "SEALSTREAM_BOGUS"
+    assert main.run(["config", "check"]) == common.OK
+    captured = capsys.readouterr()
+    assert "hunter2" not in captured.out + captured.err
+    assert "SEALSTREAM_BOGUS" in captured.err
+
+
+def test_config_check_tells_what_is_wrong(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEALSTREAM_LEASE_S", "soon")
+    assert main.run(["config", "check"]) == common.USAGE
+    assert "lease_s ($SEALSTREAM_LEASE_S)" in capsys.readouterr().err
+    assert main.run(["config", "check", "--json"]) == common.USAGE
+    assert orjson.loads(capsys.readouterr().out)["ok"] is False
+    # Any other command says it, too.
+    assert main.run(["status"]) == common.USAGE
+    assert "config check" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Reject(ErrorCode.FORBIDDEN, "no"), common.REFUSED),
+        (Retry(ErrorCode.STORAGE_UNAVAILABLE, "later"), common.UNAVAILABLE),
+        (Fatal(ErrorCode.KEY_UNAVAILABLE, "never"), common.UNAVAILABLE),
+        (StackError("cannot"), common.UNAVAILABLE),
+        (common.Exit("bad", common.USAGE), common.USAGE),
+        (KeyboardInterrupt(), common.UNAVAILABLE),
+    ],
+)
+def test_errors_become_exit_codes(
+    error: BaseException, code: int, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_home: Path) -> bool:
+        raise error
+
+    monkeypatch.setattr("workers.local.control.stop", fails)
+    assert main.run(["down"]) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_home: Path) -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("workers.local.control.stop", fails)
+    with pytest.raises(ZeroDivisionError):
+        main.run(["down"])
+
+
+class FakeWorker:
+    """Stands for `workers.<role>.worker`."""
+
+    def __init__(self) -> None:
+        self.started: list[str | None] = []
+        self.stopped = 0
+
+    async def run(self, settings: Any, stop: asyncio.Event) -> None:
+        self.started.append(settings.worker_id)
+        if len(self.started) == 4:
+            raise Fatal(ErrorCode.FORBIDDEN, "the wrong identity")
+        await stop.wait()
+        self.stopped += 1
+
+
+def test_worker_all_ends_when_one_fails(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    fake = FakeWorker()
+    monkeypatch.setattr("workers.cli.worker.import_module", lambda _name: fake)
+    monkeypatch.setattr("workers.crypto.secret.harden_process", lambda: None)
+    monkeypatch.setattr("workers.telemetry.logs.configure", lambda *_: None)
+    assert main.run(["worker", "all"]) == common.UNAVAILABLE
+    assert fake.started == ["keys-1", "ingest-1", "index-1", "query-1"]
+    assert "the wrong identity" in capsys.readouterr().err
