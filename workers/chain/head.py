@@ -116,6 +116,11 @@ class Head(Struct, frozen=True, array_like=True):
     vector: bytes = b""
     versions: dict[str, str] = {}
 
+    def generations(self) -> set[int]:
+        """Return the key generations that this shard still needs."""
+        named = {ref.generation for ref in self.segments}
+        return named | {one.generation for one in self.deletes if one.base} | {self.generation}
+
 
 class _Envelope(Struct, frozen=True, array_like=True):
     sealed: bytes

@@ -198,6 +198,10 @@ class Snapshot:
         """Return the opaque vocabulary blocks of a segment."""
         return await self._guard(lambda: self._table(segment).vocabulary())
 
+    async def packs(self, segment: int) -> list[bytes]:
+        """Return the packs that live rows of a segment name (as of its building)."""
+        return await self._guard(lambda: self._table(segment).packs())
+
     async def documents(self, segment: int) -> NDArray[np.bool_]:
         """Return a mask `(rows,)` of the live documents: live rows of kind DOC."""
         kinds = await self.kinds(segment)

@@ -13,6 +13,7 @@ not open counts as none: sweeping then merely starts over.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import msgspec
@@ -36,8 +37,15 @@ class Swept:
     waiting: int
 
 
-async def sweep_shard(core: ShardCore, *, grace_ms: int = GRACE_MS) -> Swept:
+async def sweep_shard(
+    core: ShardCore, *, grace_ms: int = GRACE_MS, centroids: Collection[bytes] | None = None
+) -> Swept:
     """Delete segments and bitmaps of a shard that have been garbage for `grace_ms`.
+
+    Args:
+        core: the shard, loaded.
+        grace_ms: how long garbage waits.
+        centroids: uids of the centroid objects in use; given, the others are garbage too.
 
     Raises:
         Fenced: another writer owns the shard; nothing was deleted.
@@ -48,12 +56,14 @@ async def sweep_shard(core: ShardCore, *, grace_ms: int = GRACE_MS) -> Swept:
     # List first: what is named afterwards by a newer head is then not mistaken for garbage.
     listed = [
         key
-        for folder in ("segments/", "deletes/")
+        for folder in ("segments/", "deletes/", *(["centroids/"] if centroids is not None else []))
         for key in await _keys(core.store, layout.shard_prefix(core.index_uid, core.shard) + folder)
     ]
     now_ms = core.clock_ms()
     async with core.lock:
-        named = _named(core)
+        named = _named(core) | {
+            layout.centroids(core.index_uid, core.shard, uid) for uid in centroids or ()
+        }
         marks = {key: noted.get(key, now_ms) for key in listed if key not in named}
         due = [key for key, since_ms in marks.items() if since_ms <= now_ms - grace_ms]
         if due:

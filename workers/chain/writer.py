@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -198,9 +198,11 @@ class ShardWriter:
             everything=everything, regroup=regroup, epoch=epoch, vector=vector
         )
 
-    async def sweep(self, grace_ms: int = GRACE_MS) -> Swept:
-        """Delete the shard's garbage; see `sweep.py`."""
-        return await sweep_shard(self._core, grace_ms=grace_ms)
+    async def sweep(
+        self, grace_ms: int = GRACE_MS, *, centroids: Collection[bytes] | None = None
+    ) -> Swept:
+        """Delete the shard's garbage; see `sweep.sweep_shard`."""
+        return await sweep_shard(self._core, grace_ms=grace_ms, centroids=centroids)
 
     def _decide(self, tables: Sequence[SegmentTable], batch: PendingBatch) -> _Decided:
         """Resolve a batch and build its segment. Runs in a thread; changes no state."""

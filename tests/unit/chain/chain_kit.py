@@ -1,4 +1,4 @@
-"""What the tests of `workers.chain` share: keys, a signer, a trivial keyword codec, a batch maker."""
+"""What the tests of `workers.chain` share: keys, a signer, a trivial codec, a batch maker."""
 
 from __future__ import annotations
 

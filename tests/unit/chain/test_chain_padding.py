@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from chain_kit import DTYPE, INDEX, Clock, Op, batch, keys, make_reader, make_writer, token
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.chain import segment, segment_file
+from workers.chain.codec import Node
+from workers.chain.kinds import NodeKind, RowKind
+from workers.chain.lookup import look_up
+from workers.chain.padding import pad, size_class, unpad
+from workers.chain.rows import Rows
+from workers.chain.segment import SegmentContext, build_segment
+from workers.chain.segment_file import ReadStats, SegmentFile
+from workers.storage.memory import MemoryStore
+
+
+@given(st.integers(0, 1 << 31))
+def test_classes_cost_what_they_promise(n: int) -> None:
+    assert size_class(n, "off") == n
+    assert n <= size_class(n, "standard") <= n * 1.125 + 1
+    assert n <= size_class(n, "strict") <= max(1, 2 * n)
+
+
+@given(st.binary(max_size=3000), st.sampled_from(["off", "standard", "strict"]))
+def test_padding_comes_off(data: bytes, level: str) -> None:
+    framed = pad(data, level)
+    assert unpad(framed) == data
+    assert len(framed) == size_class(len(framed), level)
+
+
+@pytest.mark.parametrize("framed", [b"", b"\1\0\0", b"\2\0\0\0x"])
+def test_a_bad_frame_is_refused(framed: bytes) -> None:
+    with pytest.raises(ValueError, match="truncated"):
+        unpad(framed)
+
+
+def sizes(level: str) -> tuple[int, int]:
+    """Return bytes and labels of a segment of 1,000 documents with words of a natural spread."""
+    random = np.random.default_rng(3)
+    rows = Rows.blank(1000)
+    rows.object_id = random.integers(0, 256, (1000, 16), dtype=np.uint8)
+    rows.ids = [f"mail-{i}" for i in range(1000)]
+    rows.metadata = [bytes(60)] * 1000
+    rows.objects = [bytes(120)] * 1000
+    nodes = [
+        Node(NodeKind.TERM, token(f"w{i}"), bytes(6 * max(1, 3000 // i))) for i in range(1, 3000)
+    ]
+    ctx = SegmentContext(INDEX, 0, keys(1), 1, level, 0)
+    ref = build_segment(ctx, rows, nodes).ref
+    return ref.size, len(nodes)
+
+
+def test_standard_padding_costs_at_most_half_again() -> None:
+    plain, _ = sizes("off")
+    standard, _ = sizes("standard")
+    strict, _ = sizes("strict")
+    assert plain < standard <= 1.5 * plain
+    assert standard < strict <= 2.5 * plain
+
+
+@pytest.mark.parametrize(
+    ("level", "word", "dummies"),
+    [
+        ("off", "nothing", 0),
+        ("off", "small", 0),
+        ("standard", "nothing", 1),
+        ("standard", "small", 0),
+        ("strict", "nothing", 1),
+        ("strict", "small", 1),
+        ("strict", "large", 0),
+    ],
+)
+async def test_a_miss_looks_like_a_hit(level, word, dummies, monkeypatch) -> None:
+    monkeypatch.setattr(segment_file, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(segment, "INLINE_SEGMENT_BYTES", 0)
+    nodes = [Node(NodeKind.TERM, token(f"large{i}"), bytes(5000)) for i in range(4)]
+    nodes += [
+        Node(NodeKind.TERM, token("large"), bytes(5000)),
+        Node(NodeKind.TERM, token("small"), b"x"),
+    ]
+    ctx = SegmentContext(INDEX, 0, keys(1), 1, level, 0)
+    built = build_segment(ctx, Rows.blank(2), nodes)
+    store = MemoryStore()
+    file = SegmentFile(store, None, INDEX, 0, built.ref, keys)
+    await store.put(file.key, built.data)
+    stats = ReadStats()
+    await look_up([file], None, [(NodeKind.TERM, token(word))], None, stats)
+    assert stats.dummies == dummies
+    large = ctx.padding == "strict" or word == "large" or (level != "off" and word == "nothing")
+    # Bucket and directory, and the large node or its dummy.
+    assert stats.gets == store.stats.gets == 2 + large
+
+
+async def test_a_padded_shard_answers_as_an_unpadded_one() -> None:
+    answers = []
+    for level in ("off", "standard", "strict"):
+        store = MemoryStore()
+        writer = make_writer(store, Clock(), padding=level)
+        await writer.load()
+        await writer.apply(
+            batch(0, [Op(RowKind.DOC, f"d{i}", ("a", f"w{i}"), 0, i) for i in range(9)])
+        )
+        snapshot = await make_reader(store).refresh()
+        request = (NodeKind.KEYWORD, token("a"))
+        [(_, payload)] = (await snapshot.lookup([request]))[request]
+        answers.append(np.frombuffer(payload, DTYPE)["row"].tolist())
+    assert answers == [list(range(9))] * 3
