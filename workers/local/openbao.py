@@ -23,6 +23,8 @@ from workers.local.servers import Server, base_env, find_binary
 MOUNT, KEY = "transit", "sealstream"
 KMS_SPEC = f"vault:{MOUNT}/{KEY}"
 PORTS = ("vault", "vault-cluster")
+# Its initialisation takes seconds, and must not be cut off: it tells the unseal key only once.
+_CALL_S = 30.0
 _POLICY_NAME = "sealstream-keys"
 _POLICY = "\n".join(
     f'path "{MOUNT}/{verb}/{KEY}" {{ capabilities = ["{capability}"] }}'
@@ -43,7 +45,7 @@ def bao_server(home: Path, ports: Mapping[str, int]) -> Server:
     write_json(
         config,
         {
-            "storage": {"file": {"path": str(folder / "data")}},
+            "storage": {"raft": {"path": str(folder / "data"), "node_id": "local"}},
             "listener": {
                 "tcp": {
                     "address": f"{LOOPBACK}:{ports['vault']}",
@@ -53,7 +55,6 @@ def bao_server(home: Path, ports: Mapping[str, int]) -> Server:
             },
             "api_addr": _address(ports),
             "cluster_addr": f"http://{LOOPBACK}:{ports['vault-cluster']}",
-            "disable_mlock": True,
             "ui": False,
         },
     )
@@ -100,7 +101,9 @@ def _unsealed(folder: Path, port: int) -> Probe:
             write_json(folder / "unseal.json", made)
             return False
         if status["sealed"]:
-            keys = (read_json(folder / "unseal.json") or {}).get("keys_base64") or [""]
+            keys = (read_json(folder / "unseal.json") or {}).get("keys_base64")
+            if not keys:
+                raise StackError(f"the key that unseals OpenBao is gone: {folder / 'unseal.json'}")
             await _call("PUT", port, "/v1/sys/unseal", "", {"key": keys[0]})
             return False
         # Unsealed is not yet active: the node takes a moment to become the leader.
@@ -115,7 +118,7 @@ async def _call(
 ) -> dict[str, Any]:
     headers = {"X-Vault-Token": token} if token else {}
     data = orjson.dumps(body) if body is not None else b""
-    code, answer = await http(method, port, path, body=data, headers=headers)
+    code, answer = await http(method, port, path, body=data, headers=headers, timeout_s=_CALL_S)
     if code >= 300:
         # The answer may quote the request: say the code only.
         raise StackError(f"OpenBao refused {method} {path} with status {code}")

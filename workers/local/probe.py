@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 import orjson
 
@@ -13,7 +14,7 @@ from workers.local.ports import LOOPBACK
 Probe = Callable[[], Awaitable[bool]]
 """Return whether it is ready; may raise OSError, TimeoutError or EOFError while it is not."""
 
-_TIMEOUT_S = 2.0
+ANSWER_S = 2.0
 _POLL_S = 0.05
 _NOT_YET = (OSError, TimeoutError, EOFError, orjson.JSONDecodeError)
 
@@ -21,13 +22,26 @@ _NOT_YET = (OSError, TimeoutError, EOFError, orjson.JSONDecodeError)
 async def until(probe: Probe) -> None:
     """Poll a probe until it says yes. Never ends by itself: give it a deadline."""
     while True:
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                if await probe():
-                    return
-        except _NOT_YET:
-            pass
+        with suppress(*_NOT_YET):
+            if await probe():
+                return
         await asyncio.sleep(_POLL_S)
+
+
+@asynccontextmanager
+async def connection(
+    port: int,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Connect to a port of this machine.
+
+    Raises:
+        OSError: nobody listens.
+    """
+    reader, writer = await asyncio.open_connection(LOOPBACK, port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
 
 
 async def http(
@@ -37,22 +51,20 @@ async def http(
     *,
     body: bytes = b"",
     headers: dict[str, str] | None = None,
+    timeout_s: float = ANSWER_S,
 ) -> tuple[int, bytes]:
     """Send one HTTP/1.0 request to this machine; return the status and the body.
 
     Raises:
-        OSError, EOFError: no server, or an answer that is no HTTP.
+        OSError, EOFError, TimeoutError: no server, or an answer that is no HTTP.
     """
-    reader, writer = await asyncio.open_connection(LOOPBACK, port)
-    try:
-        lines = [f"{method} {path} HTTP/1.0", f"Host: {LOOPBACK}:{port}"]
-        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-        lines += [f"Content-Length: {len(body)}", "", ""]
+    lines = [f"{method} {path} HTTP/1.0", f"Host: {LOOPBACK}:{port}"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    lines += [f"Content-Length: {len(body)}", "", ""]
+    async with asyncio.timeout(timeout_s), connection(port) as (reader, writer):
         writer.write("\r\n".join(lines).encode() + body)
         await writer.drain()
         head, separator, payload = (await reader.read()).partition(b"\r\n\r\n")
-    finally:
-        writer.close()
     status = head.split(b" ", 2)
     if not separator or len(status) < 2 or not status[1].isdigit():
         raise EOFError("no HTTP answer")
@@ -95,13 +107,10 @@ def kafka_answers(port: int) -> Probe:
     request = struct.pack(">hhih", 18, 0, 1, -1)
 
     async def probe() -> bool:
-        reader, writer = await asyncio.open_connection(LOOPBACK, port)
-        try:
+        async with asyncio.timeout(ANSWER_S), connection(port) as (reader, writer):
             writer.write(struct.pack(">i", len(request)) + request)
             await writer.drain()
             _, correlation = struct.unpack(">ii", await reader.readexactly(8))
-        finally:
-            writer.close()
         return bool(correlation == 1)
 
     return probe
