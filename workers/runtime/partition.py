@@ -65,8 +65,7 @@ class Partition:
         self._labels = {"topic": tp.topic, "partition": str(tp.partition)}
         self._accepting = False
         # Next offsets: of the next record delivered, of the end of the work, of commits.
-        self._expected = self._end = 0
-        self._committed: int | None = None
+        self._expected = self._end = self._committed = 0
         self._wanted: int | None = None
         self._pending = False
         self.lost_since_s: float | None = None
@@ -90,9 +89,10 @@ class Partition:
         self._expected = records[-1].offset + 1
         self.buffer.add(records)
 
+    @property
     def committed(self) -> int | None:
-        """Return the last committed offset."""
-        return self._committed
+        """The last committed offset; None before the start."""
+        return self._committed if self._accepting else None
 
     def drain(self) -> None:
         """End after the batch in progress."""
@@ -118,9 +118,7 @@ class Partition:
         await self._begin()
         try:
             await self._batches()
-            if isinstance(self._handler, DrainingHandler):
-                self._note(await self._handler.drain())
-            await self._commit()
+            await self._finish()
         except Fenced as error:
             metrics.FENCES.inc(topic=self.tp.topic)
             self._shared.health.error(f"{self.tp.topic}/{self.tp.partition}", error)
@@ -137,10 +135,11 @@ class Partition:
             try:
                 await self._gate()
                 offset = await unless(self._draining, self._handler.start())
-                self._committed = await self._shared.reader.committed(self.tp)
-                offset = await self._first_offset(self._committed if offset is None else offset)
+                offset = await self._locate(offset)
                 self._expected = self._end = offset
                 self._wanted, self._pending = None, False
+                # Work that was durable before a crash, but not committed any more.
+                self._note(offset)
                 # Before `seek`, which lets records in: none may be dropped.
                 self._accepting = True
                 self.silent_since_s = _now_s()
@@ -156,10 +155,14 @@ class Partition:
                 self._shared.changed()
                 return
 
-    async def _first_offset(self, offset: int | None) -> int:
-        oldest = await self._shared.reader.beginning(self.tp)
+    async def _locate(self, offset: int | None) -> int:
+        """Return where to begin, given what the handler wants; note what is committed."""
+        reader = self._shared.reader
+        oldest = await reader.beginning(self.tp)
+        committed = await reader.committed(self.tp)
+        self._committed = oldest if committed is None else committed
         if offset is None:
-            return oldest
+            offset = self._committed
         if offset < oldest:
             metrics.OFFSET_GAPS.inc(oldest - offset, **self._labels)
             _log.error("records_deleted_unread", **self._labels, count=oldest - offset)
@@ -178,6 +181,15 @@ class Partition:
             if batch or self._pending:
                 await self._process(batch)
             await self._commit()
+
+    async def _finish(self) -> None:
+        """Let work in the background end; what is unavailable now is left to the next owner."""
+        if isinstance(self._handler, DrainingHandler):
+            try:
+                self._note(await self._handler.drain())
+            except Retry as error:
+                self._shared.health.error(f"{self.tp.topic}/{self.tp.partition}", error)
+        await self._commit()
 
     async def _process(self, batch: Sequence[Record]) -> None:
         """Do one batch, however often it takes; raises Stopped when drained while waiting."""
@@ -206,7 +218,7 @@ class Partition:
         if offset > self._end:
             raise RuntimeError(f"the handler of {self.tp} returned an offset it was never given")
         self._pending = offset < self._end
-        if self._committed is None or offset > self._committed:
+        if offset > self._committed:
             self._wanted = offset
 
     async def _commit(self) -> None:
@@ -242,6 +254,10 @@ class Partition:
                 await self._handler.stop()
         except TimeoutError:
             _log.error("handler_not_stopped_in_time", **self._labels)
+        except Exception as error:
+            # It only drops state; what it hides (a loss, a fence, a bug) matters more.
+            _log.exception("handler_stop_failed", **self._labels)
+            self._shared.health.error(f"{self.tp.topic}/{self.tp.partition}", error)
 
 
 def _now_s() -> float:

@@ -267,7 +267,7 @@ class Pump:
     async def _behind(self, reader: GroupReader, tp: TP, partition: Partition) -> bool:
         end = await reader.end(tp)
         position = await reader.position(tp)
-        done = partition.committed()
+        done = partition.committed
         if tp in self._partitions and done is not None:
             labels = {"topic": tp.topic, "partition": str(tp.partition)}
             metrics.LAG.set(max(0, end - done), **labels)

@@ -172,6 +172,15 @@ async def test_begins_where_the_handler_says() -> None:
     assert world.applied[TP("work", 0)] == [3, 4]
 
 
+async def test_durable_work_of_a_crashed_worker_is_committed() -> None:
+    world = World()
+    await world.produce(5)
+    world.start_at = 5
+    async with running(make(world)):
+        await world.until(lambda: world.committed() == 5)
+    assert world.applied[TP("work", 0)] == []
+
+
 async def test_retry_repeats_the_same_batch_and_others_go_on() -> None:
     world = World(partitions=2)
     await world.produce(3, 0)
