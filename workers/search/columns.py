@@ -7,6 +7,7 @@ comes after others, finds or makes the whole column in memory.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,7 +23,11 @@ from workers.search.snapshot import Mask, RowNumbers, ShardSnapshot
 _WHOLE_BELOW: Final = 4096
 """Segments of fewer rows are read whole: a range request costs more than the rest of them."""
 _WHOLE_FROM: Final = 8
-"""A column is read whole when at least one row of so many is asked for."""
+"""A column is read whole when at least one row of so many is asked for, or at the second query."""
+_SHARE: Final = 4
+"""A column may take one part of so many of the cache."""
+_ID_BYTES: Final = 100
+_METADATA_BYTES: Final = 300
 _FLOAT32_BELOW: Final = 8192
 """Segments of fewer vectors keep them as float32."""
 _THREAD_ROWS: Final = 512
@@ -44,6 +49,24 @@ class VectorColumn:
         return rows[present], self.vectors[places[present]]
 
 
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """Which rows of a segment a query may use: bool `(rows,)`, and how many they are."""
+
+    mask: Mask
+    count: int
+
+    @classmethod
+    def of(cls, mask: Mask) -> Usable:
+        """Count a mask."""
+        return cls(mask, int(np.count_nonzero(mask)))
+
+    @property
+    def everything(self) -> bool:
+        """Whether no row is left out."""
+        return self.count == self.mask.size
+
+
 class ShardColumns:
     """The columns of one shard at one version.
 
@@ -51,14 +74,18 @@ class ShardColumns:
         index_uid: of the index, to name cache entries.
         shard: the snapshot.
         cache: of the process.
+        vector_bytes: of one stored vector.
     """
 
-    def __init__(self, index_uid: bytes, shard: ShardSnapshot, cache: DecodedCache) -> None:
+    def __init__(
+        self, index_uid: bytes, shard: ShardSnapshot, cache: DecodedCache, vector_bytes: int = 0
+    ) -> None:
         self.shard = shard
         self._uid = index_uid
         self._cache = cache
+        self._vector_bytes = vector_bytes
 
-    def key(self, segment: int, *name: str | int | frozenset[bytes]) -> Key:
+    def key(self, segment: int, *name: Hashable) -> Key:
         """Return the cache key of something derived from a segment alone."""
         return (self._uid, self.shard.segment_uid(segment), *name)
 
@@ -96,10 +123,22 @@ class ShardColumns:
             self.keep(key, found, found.nbytes)
         return found
 
+    async def usable(self, segment: int, groups: frozenset[bytes] | None) -> Usable:
+        """Return which rows are live and, unless `groups` is None, may be read by one of them."""
+        key = self.key(segment, "usable", self.shard.version, groups)
+        found: Usable | None = self.cached(key)
+        if found is None:
+            mask = self.shard.live(segment)
+            if groups is not None:
+                mask = np.asarray(mask & await self.allowed(segment, groups))
+            found = Usable.of(mask)
+            self.keep(key, found, mask.nbytes + 64)
+        return found
+
     async def filtered(self, segment: int, condition: Filter, rows: RowNumbers | None) -> Mask:
         """Return bool `(k,)`: for which of `rows` (all if None) the filter holds."""
         known = self._cache.peek(self.key(segment, "metadata"))
-        if not known and rows is not None and self._few(segment, rows):
+        if not known and rows is not None and not self._whole(segment, "M", rows, _METADATA_BYTES):
             part = await self._build(await self.shard.metadata(segment, rows))
             return evaluate(condition, part)
         mask = evaluate(condition, await self.metadata(segment))
@@ -128,7 +167,7 @@ class ShardColumns:
         key = self.key(segment, "lengths")
         columns: dict[str, npt.NDArray[np.uint32]] | None = self.cached(key)
         if columns is None:
-            if self._few(segment, rows):
+            if not self._whole(segment, "L", rows, 16):
                 part = (await self.shard.lengths(segment, rows)).get(field)
                 return part if part is not None else np.zeros(rows.size, dtype=np.uint32)
             columns = await self.shard.lengths(segment, None)
@@ -142,25 +181,17 @@ class ShardColumns:
         key = self.key(segment, "ids")
         known: list[str] | None = self.cached(key)
         if known is None:
-            if self._few(segment, rows):
+            if not self._whole(segment, "I", rows, _ID_BYTES):
                 return await self.shard.ids(segment, rows)
             known = await self.shard.ids(segment, None)
             self.keep(key, known, sum(map(len, known)) + 64 * len(known))
         return [known[row] for row in rows.tolist()]
 
     async def vectors(self, segment: int, rows: RowNumbers) -> tuple[RowNumbers, npt.NDArray[Any]]:
-        """Return those of `rows` that have a vector, and the vectors.
-
-        The first query on a segment reads the rows it needs; from the second one on the whole
-        column is read and kept, where it fits.
-        """
-        key = self.key(segment, "vectors")
-        column: VectorColumn | None = self.cached(key)
+        """Return those of `rows` that have a vector, and the vectors."""
+        column: VectorColumn | None = self.cached(self.key(segment, "vectors"))
         if column is None:
-            touched = self.key(segment, "vectors touched")
-            again = self._cache.peek(touched) or self.shard.rows_in(segment) < _WHOLE_BELOW
-            self.keep(touched, True, 64)
-            if not again or not self._vectors_fit(segment, rows):
+            if not self._whole(segment, "V", rows, self._vector_bytes):
                 return await self.shard.vectors(segment, rows)
             column = await self.all_vectors(segment)
         return column.of(rows)
@@ -175,17 +206,8 @@ class ShardColumns:
                 # Searched exactly, again and again: converting would cost more than scoring.
                 vectors = vectors.astype(np.float32, copy=False)
             column = VectorColumn(rows, vectors)
-            size = rows.nbytes + vectors.nbytes
-            self.keep(self.key(segment, "vectors size"), size, 64)
-            self.keep(key, column, size)
+            self.keep(key, column, rows.nbytes + vectors.nbytes)
         return column
-
-    def _vectors_fit(self, segment: int, rows: RowNumbers) -> bool:
-        size: int | None = self.cached(self.key(segment, "vectors size"))
-        if size is None:
-            # 2 bytes a number and about 400 numbers: an estimate is enough for a first decision.
-            size = self.shard.rows_in(segment) * 800
-        return size <= self._cache.max_bytes // 4 or rows.size * 2 > self.shard.rows_in(segment)
 
     async def _group_table(
         self, segment: int
@@ -205,9 +227,17 @@ class ShardColumns:
             self.keep(key, found, numbers.nbytes + 80 * len(sets) + 64)
         return found
 
-    def _few(self, segment: int, rows: RowNumbers) -> bool:
+    def _whole(self, segment: int, name: str, rows: RowNumbers, row_bytes: int) -> bool:
+        """Say whether to read a whole column for some of its rows."""
         total = self.shard.rows_in(segment)
-        return total >= _WHOLE_BELOW and rows.size * _WHOLE_FROM < total
+        if total < _WHOLE_BELOW:
+            return True
+        if total * row_bytes > self._cache.max_bytes // _SHARE:
+            return False
+        touched = self.key(segment, "touched", name)
+        again = self._cache.peek(touched)
+        self.keep(touched, True, 64)
+        return again or rows.size * _WHOLE_FROM >= total
 
     async def _build(self, metadata: list[bytes]) -> MetadataColumns:
         if len(metadata) < _THREAD_ROWS:

@@ -79,7 +79,10 @@ class Run:
 
     def __post_init__(self) -> None:
         uid, cache = self.snapshot.index_uid, self.context.cache
-        self.columns = [ShardColumns(uid, shard, cache) for shard in self.snapshot.shards]
+        config = self.context.config
+        width = 4 if config.storage_precision == "float32" else 2
+        size = width * (config.dimension or 0)
+        self.columns = [ShardColumns(uid, shard, cache, size) for shard in self.snapshot.shards]
 
     def places(self) -> list[tuple[int, int]]:
         """Return (shard, segment) of every live segment."""
@@ -145,25 +148,39 @@ class Run:
         ]
 
     async def rank(self, scored: list[Scored], k: int) -> list[Candidate]:
-        """Return the `k` best rows, best first; equal scores by id.
+        """Return the `k` best rows, best first; equal scores by id."""
+        return (await self.rank_many([scored], k))[0]
+
+    async def rank_many(self, queries: list[list[Scored]], k: int) -> list[list[Candidate]]:
+        """Rank the rows of several queries, reading their ids together.
 
         Everything that ties with the last one takes part, so that the ids decide and not the
         order of segments, which compaction changes.
         """
-        scored = [one for one in scored if one.rows.size]
-        if not scored or k <= 0:
-            return []
-        every = np.concatenate([one.scores for one in scored])
-        bar = np.partition(every, every.size - k)[every.size - k] if k < every.size else every.min()
-        places: list[tuple[int, int, int]] = []
-        scores: list[float] = []
-        for one in scored:
-            chosen = np.flatnonzero(one.scores >= bar)
-            places += [(one.shard, one.segment, row) for row in one.rows[chosen].tolist()]
-            scores += one.scores[chosen].tolist()
-        named = await self.name(places)
-        order = sorted(range(len(named)), key=lambda i: (-scores[i], named[i].id))[:k]
-        return [with_score(named[i], scores[i]) for i in order]
+        chosen = [_leaders(scored, k) for scored in queries]
+        distinct = list({place: None for one in chosen for place in one})
+        named = dict(zip(distinct, await self.name(distinct), strict=True))
+        out = []
+        for one in chosen:
+            order = sorted(one.items(), key=lambda entry: (-entry[1], named[entry[0]].id))[:k]
+            out.append([with_score(named[place], score) for place, score in order])
+        return out
+
+
+def _leaders(scored: list[Scored], k: int) -> dict[tuple[int, int, int], float]:
+    """Return the scores of the `k` best rows and of all that tie with the last."""
+    scored = [one for one in scored if one.rows.size]
+    if not scored or k <= 0:
+        return {}
+    every = np.concatenate([one.scores for one in scored])
+    bar = np.partition(every, every.size - k)[every.size - k] if k < every.size else every.min()
+    out: dict[tuple[int, int, int], float] = {}
+    for one in scored:
+        chosen = np.flatnonzero(one.scores >= bar)
+        rows, scores = one.rows[chosen].tolist(), one.scores[chosen].tolist()
+        for row, score in zip(rows, scores, strict=True):
+            out[one.shard, one.segment, row] = score
+    return out
 
 
 def with_score(

@@ -129,28 +129,30 @@ def quantize_query(query: F32, mean: F32, metric: Metric) -> QuantizedQuery:
 
 def scan(query: QuantizedQuery, codes: Codes) -> F32:
     """Return approximate scores (float32 `(n,)`) on the scale of `metric.exact_scores`."""
-    return _settle(query, kernel.dots(query.codes, codes.codes), codes)
+    return settle(query, kernel.dots(query.codes, codes.codes), [codes])
 
 
-def scan_batch(queries: Sequence[QuantizedQuery], codes: Codes) -> list[F32]:
-    """Return what `scan` returns, for each of several queries, with one matrix product."""
-    if len(queries) == 1:
-        return [scan(queries[0], codes)]
-    products = kernel.dots_batch(np.stack([query.codes for query in queries]), codes.codes)
-    return [_settle(query, row, codes) for query, row in zip(queries, products, strict=True)]
+def settle(query: QuantizedQuery, products: F32, codes: Sequence[Codes]) -> F32:
+    """Turn integer products into approximate scores, in place.
 
-
-def _settle(query: QuantizedQuery, scores: F32, codes: Codes) -> F32:
-    """Turn integer products into scores, in place."""
-    scores *= codes.scales
-    scores *= np.float32(query.scale)
+    Args:
+        query: that was multiplied.
+        products: float32 `(n,)`, `kernel.dots` over all of `codes`, one after the other.
+        codes: what it was multiplied with.
+    """
+    products *= _joined([one.scales for one in codes])
+    products *= np.float32(query.scale)
     if query.euclidean:
         # -||q - x||^2 = 2 (q - m).(x - m) - ||x - m||^2 - ||q - m||^2
-        scores -= codes.half_norms
-        scores *= np.float32(2)
+        products -= _joined([one.half_norms for one in codes])
+        products *= np.float32(2)
     if query.offset:
-        scores += np.float32(query.offset)
-    return scores
+        products += np.float32(query.offset)
+    return products
+
+
+def _joined(parts: list[F32]) -> F32:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def encode_codes(epoch: int, cluster: int, rows: U32, values: Codes) -> bytes:
