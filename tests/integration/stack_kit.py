@@ -1,0 +1,152 @@
+"""What the tests on the running stack share: clients, bare Kafka, and waiting for what is due."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+
+from workers.client import Client
+from workers.client.session import Protection
+from workers.settings import Settings
+
+DEADLINE_S = 60.0
+QUERY_S = 30.0
+WORKERS = ("keys-1", "ingest-1", "index-1", "query-1")
+
+
+class Stack(Protocol):
+    """The fixture `stack` as it is used here."""
+
+    home: Path
+
+    @property
+    def settings(self) -> Settings: ...
+
+    def pid(self, name: str) -> int | None: ...
+
+
+def new_name(kind: str) -> str:
+    """An index name that no other test has."""
+    return f"{kind}/{uuid.uuid4().hex[:12]}"
+
+
+def connect(stack: Stack, protection: Protection = "sealed", **options: Any) -> Client:
+    return Client(stack.settings, protection=protection, **options)
+
+
+def worker_pids(stack: Stack) -> dict[str, int | None]:
+    return {name: stack.pid(name) for name in WORKERS}
+
+
+def ids(hits: Iterable[Any]) -> list[str]:
+    return [hit.id for hit in hits]
+
+
+class Bare:
+    """A producer and consumers as anybody has them: aiokafka and `json`, nothing of ours."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self.bootstrap = bootstrap
+        # 1 MiB is what brokers take by default; aiokafka counts the whole request.
+        self.producer = AIOKafkaProducer(bootstrap_servers=bootstrap, max_request_size=1_100_000)
+
+    async def produce(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | dict[str, Any] | None,
+        *,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int | None = None,
+    ) -> TopicPartition:
+        """Produce one record; return (topic, partition, offset)."""
+        data = json.dumps(value).encode() if isinstance(value, dict) else value
+        sent = await self.producer.send_and_wait(
+            topic, data, key=key, headers=list(headers), partition=partition
+        )
+        return sent.topic, sent.partition, sent.offset
+
+    @asynccontextmanager
+    async def listen(self, *topics: str, beginning: bool = False) -> AsyncIterator[Listening]:
+        """Read topics without a group, from their end: what comes after this has been entered."""
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.bootstrap,
+            enable_auto_commit=False,
+            fetch_max_wait_ms=100,
+            fetch_max_bytes=8_000_000,
+            max_partition_fetch_bytes=2_000_000,
+        )
+        await consumer.start()
+        try:
+            places = []
+            for topic in topics:
+                partitions = await self.producer.partitions_for(topic)
+                places += [TopicPartition(topic, number) for number in sorted(partitions)]
+            consumer.assign(places)
+            ends = await consumer.end_offsets(places)
+            for place in places:
+                consumer.seek(place, 0 if beginning else ends[place])
+            yield Listening(consumer, ends)
+        finally:
+            await consumer.stop()
+
+
+class Listening:
+    """Records that were seen so far, by topic."""
+
+    def __init__(self, consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int]) -> None:
+        self._consumer = consumer
+        self._ends = ends
+        self.records: list[ConsumerRecord] = []
+
+    async def poll(self) -> None:
+        for records in (await self._consumer.getmany(timeout_ms=200)).values():
+            self.records += records
+
+    async def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """Read on until `condition` gives something true; return that."""
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                while not (found := condition()):
+                    await self.poll()
+        except TimeoutError:
+            raise AssertionError(f"not within {DEADLINE_S:g} s: {what}") from None
+        return found
+
+    async def everything(self) -> list[ConsumerRecord]:
+        """Read to where the topics ended when this was entered."""
+        for place, end in self._ends.items():
+            while await self._consumer.position(place) < end:
+                await self.poll()
+        return self.records
+
+    def values(self, topic: str) -> list[dict[str, Any]]:
+        return [json.loads(r.value) for r in self.records if r.topic == topic and r.value]
+
+
+@asynccontextmanager
+async def bare(stack: Stack) -> AsyncIterator[Bare]:
+    one = Bare(stack.settings.kafka_bootstrap)
+    await one.producer.start()
+    try:
+        yield one
+    finally:
+        await one.producer.stop()
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
+    """Ask again and again until `condition` gives something true; return that."""
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not (found := await condition()):
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"not within {DEADLINE_S:g} s: {what}") from None
+    return found
