@@ -39,6 +39,7 @@ from workers.errors import Reject, Retry
 from workers.index.emit import Emitter
 from workers.index.handler import IndexHandler
 from workers.index.shard import Services
+from workers.index.totals import Total
 from workers.index.verify import head_verifier
 from workers.ingest.decide import Decider
 from workers.ingest.handler import IngestHandler
@@ -54,6 +55,7 @@ from workers.runtime.deadletter import DeadLetters
 from workers.runtime.policy import BatchPolicy, RetryPolicy
 from workers.runtime.pump import Pump
 from workers.storage.memory import MemoryStore
+from workers.telemetry import metrics
 from workers.text.postings import decode_rows
 
 SUITE = HpkeSuite.X25519
@@ -265,6 +267,8 @@ class Pipeline:
             emitter=Emitter(producer, who, ""),
             dead_letters=DeadLetters(producer, b"h" * 32),
             retry=QUICK,
+            blocked=Total(metrics.BLOCKED_RECORDS, topic=INDEX_UPDATE),
+            segments=Total(metrics.LIVE_SEGMENTS),
         )
 
     @asynccontextmanager

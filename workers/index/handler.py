@@ -107,6 +107,9 @@ class IndexHandler:
         """End the background work and drop all state."""
         if self._background is not None:
             await self._background.stop()
+        for shard in self._shards.values():
+            shard.close()
+        self._services.blocked.forget(self._tp)
         self._shards.clear()
         self._strangers.clear()
 
@@ -142,7 +145,7 @@ class IndexHandler:
         ready = [shard for shard in self._shards.values() if shard.ready(now_s)]
         await self._each(shard.advance() for shard in ready)
         waiting = sum(len(shard.waiting) for shard in self._shards.values())
-        metrics.BLOCKED_RECORDS.set(waiting, topic=self._tp.topic)
+        self._services.blocked.set(self._tp, waiting)
 
     async def _take_in(self, batch: Sequence[Record]) -> None:
         """Give each record to its shard; dead-letter those of no shard."""

@@ -35,6 +35,7 @@ from workers.index.background import SWEEP_S
 from workers.index.build import Clusters, MicroBatch, gather
 from workers.index.emit import Emitter, ShardPosition
 from workers.index.receive import Received, receive
+from workers.index.totals import Total
 from workers.index.vectors import CodesMerge, ShardVectors
 from workers.index.verify import head_verifier
 from workers.kafka.broker import Record
@@ -67,6 +68,8 @@ class Services:
     emitter: Emitter
     dead_letters: DeadLetters
     retry: RetryPolicy
+    blocked: Total
+    segments: Total
 
 
 class Shard:
@@ -236,6 +239,11 @@ class Shard:
             await self.announce()
         return done
 
+    def close(self) -> None:
+        """Drop the state; the shard is not used any more."""
+        self._services.segments.forget((self.uid, self.number))
+        self._writer = self._reader = self._vectors = self._head = None
+
     async def sweep(self) -> None:
         """Delete what no head has named for a day. Raises as `maintain`."""
         if self.has_head:
@@ -246,6 +254,7 @@ class Shard:
         """Remember the head, unless it is just being replaced: who does that will look."""
         with contextlib.suppress(Fenced):
             self._head, self._head_sha256 = writer.head, writer.head_sha256
+            self._services.segments.set((self.uid, self.number), len(self._head.segments))
 
     def _segment_key(self, generation: int) -> SecretBytes:
         return self._keys(generation, Purpose.SEGMENT)

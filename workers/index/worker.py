@@ -16,6 +16,7 @@ from workers.errors import Fatal
 from workers.index.emit import Emitter
 from workers.index.handler import IndexHandler
 from workers.index.shard import Services
+from workers.index.totals import Total
 from workers.kafka.broker import TP, Broker
 from workers.kafka.open import open_broker
 from workers.leases.certificate import WorkerIdentity
@@ -28,6 +29,7 @@ from workers.runtime.pump import Pump
 from workers.settings import Settings
 from workers.storage.open import open_store
 from workers.storage.store import Store
+from workers.telemetry import metrics
 from workers.telemetry.endpoint import MetricsEndpoint
 
 log = structlog.get_logger("index.worker")
@@ -79,6 +81,8 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             emitter=Emitter(producer, identity, settings.topic_prefix),
             dead_letters=DeadLetters(producer, dead_letter_key(identity)),
             retry=RetryPolicy(),
+            blocked=Total(metrics.BLOCKED_RECORDS, topic=INDEX_UPDATE),
+            segments=Total(metrics.LIVE_SEGMENTS),
         )
 
         def handler(tp: TP) -> IndexHandler:

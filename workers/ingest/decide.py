@@ -15,6 +15,7 @@ from schemas.ingest import IngestRequest
 from workers.crypto.info import Info
 from workers.errors import Reject
 from workers.ingest.authorize import check_scopes
+from workers.ingest.batches import Authorised
 from workers.ingest.incoming import (
     Incoming,
     Refused,
@@ -22,7 +23,6 @@ from workers.ingest.incoming import (
     open_sealed,
     read_opened,
 )
-from workers.ingest.prepare import Authorised
 from workers.leases.credential import verify_message
 from workers.leases.holder import LeaseHolder
 from workers.leases.lease import Decision, Lease

@@ -23,9 +23,9 @@ import structlog
 
 from schemas.errors import ErrorCode
 from workers.errors import Reject, Retry
+from workers.ingest.batches import Authorised
 from workers.ingest.decide import Decider
 from workers.ingest.incoming import Incoming, Refused, SealedIncoming, read
-from workers.ingest.prepare import Authorised
 from workers.ingest.publish import Publisher
 from workers.kafka.broker import Record
 from workers.runtime.policy import RetryPolicy
@@ -99,6 +99,7 @@ class IngestHandler:
 
     async def stop(self) -> None:
         """Forget what waits: the next owner reads it again."""
+        self._publisher.waiting(self, 0)
         self._lanes.clear()
         self._refused.clear()
 
@@ -115,6 +116,7 @@ class IngestHandler:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+        self._publisher.waiting(self, sum(len(lane.items) for lane in self._lanes.values()))
 
     async def _take_in(self, batch: Sequence[Record]) -> None:
         for item in await asyncio.to_thread(lambda: [read(record) for record in batch]):
@@ -149,12 +151,12 @@ class IngestHandler:
     async def _publish(self, index: str, items: list[Authorised]) -> list[Refused]:
         try:
             lease = await self._decider.lease(index, items)
+            return await self._publisher.publish(lease, items)
         except Reject as error:
             return [
                 Refused(i.incoming.record, error.info(), i.incoming.request, i.incoming.sealed)
                 for i in items
             ]
-        return await self._publisher.publish(lease, items)
 
     async def _report(self) -> None:
         """Dead-letter what could not be read; keep it for later if that fails."""

@@ -7,34 +7,38 @@ on.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from schemas.errors import ErrorCode, InvalidMessage
 from schemas.index import IndexConfig
 from schemas.ingest import IngestOp, IngestRequest
 from schemas.position import Order, Source
-from schemas.update import OpKind, TermField, UpdateBatch, UpdateOp
-from workers.crypto.derive import Prf, TokenKind, shard_of
+from schemas.update import OpKind, UpdateOp
+from workers.crypto.derive import Prf, shard_of
 from workers.crypto.hpke import HpkePublicKey
 from workers.crypto.lp import lp
 from workers.crypto.secret import Key
 from workers.crypto.token_cache import TokenCache
 from workers.errors import Reject
 from workers.ingest.authorize import may_overwrite
-from workers.ingest.incoming import Incoming, Refused
+from workers.ingest.batches import (
+    Authorised,
+    Draft,
+    DraftField,
+    PreparedUpdate,
+    ShardBatches,
+    delta_positions,
+)
+from workers.ingest.incoming import Refused
 from workers.leases.lease import Decision
-from workers.objects.envelope import ENVELOPE_OVERHEAD_BYTES
 from workers.objects.pack import Content, PackBuilder, PackObject, encode_pointer, packs_by_uid
 from workers.objects.results import decode_reply_key
 from workers.text.analyzer import Analyzer, get_analyzer
-from workers.text.varint import encode_varints
-from workers.text.vocabulary import PAD_BYTES, SentWords
+from workers.text.vocabulary import SentWords
 from workers.vector.metric import Metric
 from workers.vector.metric import prepare as prepare_vector
 
@@ -45,18 +49,9 @@ _KINDS: Final = {
     IngestOp.REMOVE_KEYWORDS: OpKind.REMOVE_KEYWORDS,
 }
 _OBJECT_ID_BYTES: Final = 16
-# Bytes of an operation beyond its variable parts, and of a token, in the encoded batch.
+# Bytes of an operation beyond its variable parts in the encoded batch.
 _OP_BYTES: Final = 160
-_TOKEN_BYTES: Final = 35
 _MAX_GROUPS: Final = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Authorised:
-    """A request whose caller is known and has the scopes."""
-
-    incoming: Incoming
-    decision: Decision
 
 
 class IndexKeys:
@@ -121,24 +116,6 @@ class Limits:
     record_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedUpdate:
-    """One record of index-update before it is sealed.
-
-    Attributes:
-        shard, partition: where it goes.
-        batch: its operations; without vocabulary.
-        words: new words of the batch, for the vocabulary.
-        members: what each operation came from, in order.
-    """
-
-    shard: int
-    partition: int
-    batch: UpdateBatch
-    words: frozenset[str]
-    members: tuple[Authorised, ...]
-
-
 @dataclass(slots=True)
 class Prepared:
     """What a micro-batch of one index became: `packs` must be durable before `updates` go."""
@@ -161,7 +138,7 @@ def prepare(
     """
     done = Prepared()
     analyzer = get_analyzer(context.config.analyzer)
-    shards: dict[int, _ShardBatches] = {}
+    shards: dict[int, ShardBatches] = {}
     packs = PackBuilder(
         index_uid=context.uid,
         generation=context.generation,
@@ -185,7 +162,9 @@ def prepare(
             batches = shards.get(shard)
             if batches is None:
                 sent = context.sent.setdefault(shard, SentWords())
-                batches = shards[shard] = _ShardBatches(limits.record_bytes, now_ms, sent)
+                batches = shards[shard] = ShardBatches(
+                    limits.record_bytes, now_ms, context.keys.tokens, sent
+                )
             batches.add(item, draft)
         done.packs, wrapped = packs.finish()
     finally:
@@ -233,27 +212,6 @@ def check_request(request: IngestRequest, config: IndexConfig, limits: Limits) -
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """An operation whose tokens are not numbered yet."""
-
-    op: UpdateOp
-    pack: bytes
-    keywords: list[bytes]
-    fields: list[_DraftField]
-    words: list[str]
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class _DraftField:
-    name: str
-    length: int
-    terms: list[bytes]
-    tfs: bytes
-    positions: bytes
-
-
 def _draft(
     item: Authorised,
     number: int,
@@ -262,17 +220,17 @@ def _draft(
     context: IndexContext,
     analyzer: Analyzer,
     packs: PackBuilder,
-) -> _Draft:
+) -> Draft:
     incoming, decision = item.incoming, item.decision
     request, record = incoming.request, incoming.record
     keys = context.keys
-    keywords = keys.tokens.tokens(TokenKind.KEYWORD, "", dict.fromkeys(request.keywords))
-    fields: list[_DraftField] = []
+    keywords = list(dict.fromkeys(request.keywords))
+    fields: list[DraftField] = []
     words: list[str] = []
     content = metadata = vector = pack = b""
     groups: list[bytes] = []
     if request.op is IngestOp.UPSERT:
-        fields, words = _analyse(request.analysed_text(), analyzer, keys)
+        fields, words = _analyse(request.analysed_text(), analyzer)
         metadata = msgspec.msgpack.encode(request.metadata) if request.metadata else b""
         vector = _vector_bytes(request, context.config)
         access = list(dict.fromkeys((decision.default_group, *map(str.lower, request.groups))))
@@ -307,10 +265,8 @@ def _draft(
     )
     size = _OP_BYTES + len(metadata) + len(vector) + len(content) + 4 * len(request.id)
     size += 16 * (len(groups) + len(callers)) + len(op.reply_key) + len(op.request_key)
-    size += len(record.topic) + 5 * len(keywords)
-    for one in fields:
-        size += len(one.name) * 4 + 24 + 6 * len(one.terms) + len(one.positions)
-    return _Draft(op, pack, keywords, fields, words, size)
+    size += len(record.topic)
+    return Draft(op, pack, keywords, fields, words, size)
 
 
 def _overwriting(
@@ -334,125 +290,13 @@ def _vector_bytes(request: IngestRequest, config: IndexConfig) -> bytes:
     return prepared.astype("<f4", copy=False).tobytes()
 
 
-def _analyse(
-    texts: dict[str, str], analyzer: Analyzer, keys: IndexKeys
-) -> tuple[list[_DraftField], list[str]]:
-    fields: list[_DraftField] = []
+def _analyse(texts: dict[str, str], analyzer: Analyzer) -> tuple[list[DraftField], list[str]]:
+    fields: list[DraftField] = []
     words: list[str] = []
     for name, text in texts.items():
         found = analyzer.analyze_field(text)
-        if not found.terms:
-            continue
-        fields.append(
-            _DraftField(
-                name=name,
-                length=found.length,
-                terms=keys.tokens.tokens(TokenKind.TERM, name, found.terms),
-                tfs=struct.pack(f"<{len(found.tfs)}H", *found.tfs),
-                positions=_delta_positions(found.positions),
-            )
-        )
-        words.extend(found.words)
+        if found.terms:
+            positions = delta_positions(found.positions)
+            fields.append(DraftField(name, found.length, found.terms, found.tfs, positions))
+            words.extend(found.words)
     return fields, words
-
-
-def _delta_positions(positions: list[list[int]]) -> bytes:
-    """Encode per term the first position and the distances that follow, as varints."""
-    flat = np.fromiter((at for one in positions for at in one), np.int64)
-    counts = np.fromiter(map(len, positions), np.int64, len(positions))
-    deltas = np.diff(flat, prepend=0)
-    starts = np.cumsum(counts) - counts
-    deltas[starts] = flat[starts]
-    return encode_varints(deltas)[0].tobytes()
-
-
-class _ShardBatches:
-    """Collect the operations of one shard; cut a batch before its record would be too large."""
-
-    def __init__(self, record_bytes: int, now_ms: int, sent: SentWords) -> None:
-        # Padding and seal of the vocabulary come on top of its words.
-        self._limit = record_bytes - ENVELOPE_OVERHEAD_BYTES - PAD_BYTES
-        self._now_ms = now_ms
-        self._sent = sent
-        self._done: list[_Open] = []
-        self._open = _Open()
-
-    def add(self, item: Authorised, draft: _Draft) -> None:
-        words = self._sent.new(draft.words)
-        cost = self._open.cost(draft, words)
-        if self._open.members and self._open.size + cost > self._limit:
-            self._done.append(self._open)
-            self._open = _Open()
-            cost = self._open.cost(draft, words)
-        self._open.append(item, draft, words, cost)
-
-    def finish(
-        self, shard: int, partition: int, packs: dict[bytes, bytes]
-    ) -> Iterable[PreparedUpdate]:
-        for one in (*self._done, self._open):
-            batch = UpdateBatch(
-                tokens=list(one.tokens),
-                token_kinds=bytes(one.kinds),
-                ops=one.ops,
-                packs=[packs[uid] for uid in one.packs],
-                created_ms=self._now_ms,
-            )
-            yield PreparedUpdate(shard, partition, batch, frozenset(one.words), tuple(one.members))
-
-
-# A wrapped pack key: uid, generation, hybrid encapsulation, key, framing.
-_PACK_BYTES: Final = 1300
-
-
-class _Open:
-    """A batch that is being filled."""
-
-    def __init__(self) -> None:
-        self.tokens: dict[bytes, int] = {}
-        self.kinds = bytearray()
-        self.ops: list[UpdateOp] = []
-        self.packs: dict[bytes, None] = {}
-        self.words: set[str] = set()
-        self.members: list[Authorised] = []
-        self.size = 0
-
-    def cost(self, draft: _Draft, words: set[str]) -> int:
-        """Return how many bytes `draft` would add: an upper bound."""
-        known = self.tokens
-        new = sum(token not in known for token in draft.keywords)
-        for one in draft.fields:
-            new += sum(token not in known for token in one.terms)
-        size = draft.size + new * _TOKEN_BYTES
-        size += sum(4 * len(word) + 4 for word in words if word not in self.words)
-        return size + (_PACK_BYTES if draft.pack and draft.pack not in self.packs else 0)
-
-    def append(self, item: Authorised, draft: _Draft, words: set[str], cost: int) -> None:
-        """Number the tokens of `draft` and take it in."""
-        fields = [
-            TermField(
-                name=one.name,
-                length=one.length,
-                terms=struct.pack(f"<{len(one.terms)}I", *self._number(one.terms, TokenKind.TERM)),
-                tfs=one.tfs,
-                positions=one.positions,
-            )
-            for one in draft.fields
-        ]
-        keywords = self._number(draft.keywords, TokenKind.KEYWORD)
-        self.ops.append(msgspec.structs.replace(draft.op, keywords=keywords, fields=fields))
-        if draft.pack:
-            self.packs[draft.pack] = None
-        self.words |= words
-        self.members.append(item)
-        self.size += cost
-
-    def _number(self, tokens: list[bytes], kind: TokenKind) -> list[int]:
-        known, kinds = self.tokens, self.kinds
-        numbers = []
-        for token in tokens:
-            number = known.get(token)
-            if number is None:
-                number = known[token] = len(known)
-                kinds.append(kind)
-            numbers.append(number)
-        return numbers

@@ -20,16 +20,9 @@ from schemas.topics import INDEX_UPDATE, INGEST_RESULT, PLAINTEXT_INGEST, with_p
 from workers.crypto.hpke import HpkePublicKey
 from workers.crypto.info import Info, info
 from workers.errors import Reject
+from workers.ingest.batches import Authorised, PreparedUpdate
 from workers.ingest.incoming import Refused
-from workers.ingest.prepare import (
-    Authorised,
-    IndexContext,
-    IndexKeys,
-    Limits,
-    Prepared,
-    PreparedUpdate,
-    prepare,
-)
+from workers.ingest.prepare import IndexContext, IndexKeys, Limits, Prepared, prepare
 from workers.kafka.broker import Delivered, Producer
 from workers.leases.certificate import WorkerIdentity
 from workers.leases.directory import KeyDirectory
@@ -38,6 +31,7 @@ from workers.objects.envelope import Route, SealedUpdate, seal_update
 from workers.objects.results import Outgoing, encode_result
 from workers.runtime.deadletter import DeadLetters
 from workers.storage.store import Store
+from workers.telemetry import metrics
 from workers.text.vocabulary import SentWords, build_vocabulary
 
 T = TypeVar("T")
@@ -68,6 +62,7 @@ class Publisher:
         self._updates = with_prefix(topic_prefix, INDEX_UPDATE)
         self._results = with_prefix(topic_prefix, INGEST_RESULT)
         self._limits = limits
+        self._waiting: dict[int, int] = {}
         self._keys: OrderedDict[bytes, tuple[Lease, IndexKeys]] = OrderedDict()
         self._sent: OrderedDict[bytes, dict[int, SentWords]] = OrderedDict()
 
@@ -93,6 +88,7 @@ class Publisher:
         for update in prepared.updates:
             context.sent.setdefault(update.shard, SentWords()).remember(update.words)
         await self._accept(lease.index, prepared.updates, places)
+        _count(prepared.updates)
         return prepared.refused
 
     async def refuse(self, refused: Sequence[Refused]) -> None:
@@ -108,6 +104,16 @@ class Publisher:
         )
         results = await asyncio.to_thread(lambda: [*self._rejections(refused)])
         await self._send_results(results)
+        for one in refused:
+            op = one.request.op.value if one.request is not None else "unknown"
+            metrics.INGESTED.inc(op=op, status="rejected")
+
+    def waiting(self, owner: object, records: int) -> None:
+        """Say how many records wait in one partition's lanes."""
+        self._waiting[id(owner)] = records
+        metrics.BLOCKED_RECORDS.set(sum(self._waiting.values()), topic=PLAINTEXT_INGEST)
+        if not records:
+            del self._waiting[id(owner)]
 
     def forget_ended(self) -> None:
         """Drop the words and tokens of indexes whose lease has ended. Called now and then."""
@@ -238,6 +244,15 @@ class Publisher:
             for one in results
         ]
         await gather(futures)
+
+
+def _count(updates: Sequence[PreparedUpdate]) -> None:
+    now_s = time.time()
+    for update in updates:
+        for member in update.members:
+            incoming = member.incoming
+            metrics.INGESTED.inc(op=incoming.request.op.value, status="accepted")
+            metrics.INGEST_SECONDS.observe(max(0.0, now_s - incoming.record.timestamp_ms / 1000))
 
 
 async def gather(waiting: Iterable[Awaitable[T]]) -> list[T]:

@@ -29,28 +29,51 @@ Wrapped pack key (`UpdateBatch.packs`, `PendingOp.pack`, `ObjectRequest.pack_key
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final
 
 import msgspec
 
 from schemas.errors import ErrorCode
-from workers.crypto.errors import OpenFailed
 from workers.crypto.hpke import HpkePublicKey
 from workers.crypto.info import Info, info
-from workers.crypto.seal import SealPurpose, open_sealed, seal
-from workers.crypto.secret import Key, SecretBytes, random_secret
+from workers.crypto.seal import SealPurpose, seal
+from workers.crypto.secret import SecretBytes, random_secret
 from workers.errors import Damaged
-from workers.leases.lease import ObjectRequest
+from workers.objects.pointer import (
+    ObjectPointer,
+    Place,
+    decode_pointer,
+    encode_pointer,
+    object_request,
+    open_content,
+    read_sealed,
+)
 from workers.objects.record import AccessRecord, seal_record
 from workers.storage import layout
-from workers.storage.store import Store
+
+__all__ = [
+    "INLINE_BYTES",
+    "LARGE_BYTES",
+    "Content",
+    "ObjectPointer",
+    "PackBuilder",
+    "PackObject",
+    "Place",
+    "WrappedPackKey",
+    "decode_pointer",
+    "encode_pointer",
+    "object_request",
+    "open_content",
+    "pack_routes",
+    "packs_by_uid",
+    "read_sealed",
+    "split_pack_key",
+]
 
 INLINE_BYTES: Final = 4 * 1024
 LARGE_BYTES: Final = 1024 * 1024
@@ -59,47 +82,6 @@ _UID_BYTES = 16
 _MAGIC = b"SPK1"
 _WRAPPED = struct.Struct("<16sI")
 _TRAILER = struct.Struct("<I4s")
-
-
-class Place(IntEnum):
-    """Where the sealed content of a document is."""
-
-    NONE = 0
-    INLINE = 1
-    PACK = 2
-
-
-class ObjectPointer(msgspec.Struct, array_like=True, frozen=True):
-    """How to find, open and answer for one document's content.
-
-    Attributes:
-        v: 1.
-        place: a `Place`; NONE if the document has no content.
-        object_id: 16 bytes.
-        generation: key generation whose object key opens the pack key.
-        pack: 16-byte uid of the pack whose key seals `access`, and of the object with the content.
-        offset, length: bytes of the sealed content in the pack object (PACK only).
-        inline: the sealed content (INLINE only).
-        sha256: of the sealed content; of nothing if there is none.
-        content_type: media type of the content.
-        associated_data: in clear, authenticated by the content's seal.
-        access: sealed access record.
-        access_version: version of the access list.
-    """
-
-    v: int
-    place: int
-    object_id: bytes
-    generation: int
-    pack: bytes
-    offset: int
-    length: int
-    inline: bytes
-    sha256: bytes
-    content_type: str
-    associated_data: bytes
-    access: bytes
-    access_version: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,30 +246,6 @@ class _OpenPack:
         return b"".join((*self._parts, trailer, _TRAILER.pack(len(trailer), _MAGIC)))
 
 
-def encode_pointer(pointer: ObjectPointer) -> bytes:
-    """Return `pointer` as it stands in an update and in the document table."""
-    return msgspec.msgpack.encode(pointer)
-
-
-_pointer_decoder = msgspec.msgpack.Decoder(ObjectPointer)
-
-
-def decode_pointer(data: bytes) -> ObjectPointer:
-    """Decode what `encode_pointer` made.
-
-    Raises:
-        Damaged: it is not a pointer of this version.
-    """
-    try:
-        pointer = _pointer_decoder.decode(data)
-    except msgspec.MsgspecError as error:
-        raise Damaged(ErrorCode.DAMAGED, "an object pointer does not decode") from error
-    sizes = (len(pointer.object_id), len(pointer.pack), len(pointer.sha256))
-    if pointer.v != 1 or sizes != (16, 16, 32) or pointer.place not in (0, 1, 2):
-        raise Damaged(ErrorCode.DAMAGED, "an object pointer has an unknown form")
-    return pointer
-
-
 def packs_by_uid(packs: Iterable[bytes]) -> dict[bytes, bytes]:
     """Return wrapped pack keys by the 16-byte uid of their pack."""
     return {entry[:_UID_BYTES]: entry for entry in packs}
@@ -312,22 +270,6 @@ def split_pack_key(wrapped: bytes) -> WrappedPackKey:
         raise Damaged(ErrorCode.DAMAGED, "a wrapped pack key is too short")
     uid, generation = _WRAPPED.unpack_from(wrapped)
     return WrappedPackKey(uid, generation, wrapped[_WRAPPED.size :])
-
-
-def object_request(pointer: ObjectPointer, wrapped: bytes) -> ObjectRequest:
-    """Return what to ask the key service for, to open a document's content.
-
-    Args:
-        pointer: of the document.
-        wrapped: wrapped key of its pack.
-    """
-    return ObjectRequest(
-        object_id=pointer.object_id,
-        generation=pointer.generation,
-        sealed_sha256=pointer.sha256,
-        record=pointer.access,
-        pack_key=wrapped,
-    )
 
 
 def pack_routes(tail: bytes) -> tuple[int, list[tuple[int, int]]]:
@@ -355,61 +297,3 @@ def pack_routes(tail: bytes) -> tuple[int, list[tuple[int, int]]]:
     except (struct.error, ValueError, msgspec.MsgspecError) as error:
         raise Damaged(ErrorCode.DAMAGED, "the end of a pack does not decode") from error
     return created_ms, routes
-
-
-async def read_sealed(
-    store: Store, index_uid: bytes, pointers: Sequence[ObjectPointer]
-) -> list[bytes]:
-    """Fetch the sealed contents of `pointers`, near ranges of one pack in one request.
-
-    Contents without bytes (`Place.NONE`) come back empty. They are not opened: that takes the
-    object keys, which the key service hands out one by one (`open_content`).
-
-    Raises:
-        NotFound: a pack is gone: load the head again and retry once.
-        Damaged: a pack is shorter than its pointers say, or holds other bytes.
-        Retry: STORAGE_UNAVAILABLE.
-    """
-    found = [pointer.inline for pointer in pointers]
-    wanted: dict[bytes, list[int]] = {}
-    for number, pointer in enumerate(pointers):
-        if pointer.place == Place.PACK:
-            wanted.setdefault(pointer.pack, []).append(number)
-
-    async def fetch(uid: bytes, numbers: list[int]) -> None:
-        ranges = [(pointers[number].offset, pointers[number].length) for number in numbers]
-        try:
-            parts = await store.get_ranges(layout.pack(index_uid, uid), ranges)
-        except ValueError as error:
-            raise Damaged(ErrorCode.DAMAGED, "a pack is shorter than its pointers say") from error
-        for number, part in zip(numbers, parts, strict=True):
-            found[number] = part
-
-    fetches = (fetch(uid, numbers) for uid, numbers in wanted.items())
-    # Every fetch is awaited before the first error is raised: none is left without an owner.
-    for failure in await asyncio.gather(*fetches, return_exceptions=True):
-        if isinstance(failure, BaseException):
-            raise failure
-    for pointer, data in zip(pointers, found, strict=True):
-        if pointer.place != Place.NONE and hashlib.sha256(data).digest() != pointer.sha256:
-            raise Damaged(ErrorCode.DAMAGED, "a sealed content is not what its pointer says")
-    return found
-
-
-def open_content(pointer: ObjectPointer, sealed: bytes, key: Key, *, index_uid: bytes) -> bytes:
-    """Open one content with the object key from its access record.
-
-    Raises:
-        Damaged: it does not open.
-    """
-    try:
-        return open_sealed(
-            key,
-            sealed,
-            purpose=SealPurpose.CONTENT,
-            index_uid=index_uid,
-            object_id=pointer.object_id,
-            associated_data=pointer.associated_data,
-        )
-    except OpenFailed as error:
-        raise Damaged(ErrorCode.DAMAGED, "a sealed content does not open") from error
