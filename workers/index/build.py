@@ -24,8 +24,8 @@ from workers.chain.codec import Node
 from workers.chain.kinds import NodeKind, RowKind
 from workers.chain.ops import Accepted, PendingOp
 from workers.crypto.derive import TokenKind
-from workers.errors import Reject
-from workers.objects.pack import decode_pointer, packs_by_uid
+from workers.errors import Damaged, Reject
+from workers.objects.pack import ObjectPointer, decode_pointer, packs_by_uid
 from workers.text.postings import TermColumns, build_rows, build_terms
 from workers.text.varint import Ints, MalformedPayloadError, decode_varints
 from workers.vector.centroids import VectorState
@@ -49,7 +49,7 @@ class Clusters:
     token: Callable[[int, int], bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Checked:
     """An opened batch whose parts fit together, as columns over its own ops and tokens.
 
@@ -116,7 +116,7 @@ def _pending(op: UpdateOp, packs: dict[bytes, bytes], vector: F32 | None, stored
         raise Reject(ErrorCode.UNSUPPORTED, "an operation of a kind this version does not know")
     pack = b""
     if op.content:
-        pointer = decode_pointer(op.content)
+        pointer = _pointer(op.content)
         pack = packs.get(pointer.pack, b"")
         if pointer.object_id != op.object_id or not pack:
             raise Reject(ErrorCode.INVALID_MESSAGE, "an operation points to another's content")
@@ -136,6 +136,14 @@ def _pending(op: UpdateOp, packs: dict[bytes, bytes], vector: F32 | None, stored
         lengths={one.name: one.length for one in op.fields},
         vector=vector if vector is None or stored == "float32" else vector.astype(np.float16),
     )
+
+
+def _pointer(content: bytes) -> ObjectPointer:
+    try:
+        return decode_pointer(content)
+    except Damaged as error:
+        # Written just now by a certified worker: its mistake, not damage of what was stored.
+        raise Reject(ErrorCode.INVALID_MESSAGE, error.message) from error
 
 
 def _terms(batch: UpdateBatch) -> tuple[Ints, Ints, Ints, Ints]:
@@ -160,7 +168,7 @@ def _check_kinds(batch: UpdateBatch, terms: Ints, words: Ints) -> None:
         raise Reject(ErrorCode.INVALID_MESSAGE, "a token of another kind than its use")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class MicroBatch:
     """The batches of one shard that become one segment.
 

@@ -24,7 +24,7 @@ from workers.storage.errors import NotFound
 from workers.storage.store import Store
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Received:
     """A record and what became of it: a checked batch, or why it was refused."""
 

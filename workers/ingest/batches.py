@@ -29,7 +29,7 @@ _PACK_BYTES: Final = 1300
 _KEYWORDS: Final = (TokenKind.KEYWORD, "")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Authorised:
     """A request whose caller is known and has the scopes."""
 
@@ -37,7 +37,7 @@ class Authorised:
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DraftField:
     """An analysed text field: distinct terms, their frequencies, encoded positions."""
 
@@ -48,7 +48,7 @@ class DraftField:
     positions: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Draft:
     """An operation whose tokens are not numbered yet.
 
@@ -68,7 +68,7 @@ class Draft:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class PreparedUpdate:
     """One record of index-update before it is sealed.
 

@@ -29,7 +29,7 @@ _SIGNATURE_BYTES = 64
 _MAX_AUTH_BYTES = 16_384
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Incoming:
     """A request that keeps the contract.
 
@@ -56,7 +56,7 @@ class Incoming:
         return self.record.size
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SealedIncoming:
     """A sealed value whose index is known, before it is opened.
 
@@ -74,7 +74,7 @@ class SealedIncoming:
         return self.record.size
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Refused:
     """A record that can never succeed, and why. `request` is None if it could not be read."""
 

@@ -84,7 +84,7 @@ class IndexKeys:
         self._groups.clear()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class IndexContext:
     """One index as `prepare` sees it.
 
@@ -116,7 +116,7 @@ class Limits:
     record_bytes: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Prepared:
     """What a micro-batch of one index became: `packs` must be durable before `updates` go."""
 

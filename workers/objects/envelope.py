@@ -65,7 +65,7 @@ class Route:
         return f"{self.index_uid.hex()}/{self.shard}".encode()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SealedUpdate:
     """An update ready to be produced.
 

@@ -84,7 +84,7 @@ _WRAPPED = struct.Struct("<16sI")
 _TRAILER = struct.Struct("<I4s")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class PackObject:
     """A pack object to be written: `key` is relative to the store's prefix."""
 
@@ -92,7 +92,7 @@ class PackObject:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Content:
     """What is sealed for one document.
 

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from schemas.errors import ErrorCode
+from schemas.topics import CONTENT_SEALED, HEADER_CONTENT_TYPE, HEADER_SIGNATURE
+from workers.crypto.hpke import HpkePrivateKey, HpkeSuite
+from workers.crypto.info import Info
+from workers.ingest.incoming import Incoming, Refused, SealedIncoming, open_sealed, read
+from workers.kafka.broker import Headers, Record
+from workers.leases.credential import HEADER_AUTH, seal_value
+
+KEY = HpkePrivateKey.generate(HpkeSuite.X25519)
+SEALED = (HEADER_CONTENT_TYPE, CONTENT_SEALED.encode())
+
+
+def record(key: bytes | None, value: bytes | None, headers: Headers = ()) -> Record:
+    return Record("plaintext-ingest", 0, 7, 0, key, value, headers)
+
+
+def message(index: str = "i", doc: str = "a", **more: object) -> bytes:
+    return json.dumps({"v": 1, "index": index, "id": doc, "auth": {"token": "t"}, **more}).encode()
+
+
+def test_a_clear_record_is_read() -> None:
+    item = read(record(b"i/a", message(content="x"), ((HEADER_SIGNATURE, b"s" * 64),)))
+    assert isinstance(item, Incoming)
+    assert (item.index, item.request.id, item.signature) == ("i", "a", b"s" * 64)
+
+
+@pytest.mark.parametrize("key", [None, b"", b"i/b", b"j/a", b"i/a ", b"\xff"])
+def test_the_key_must_name_the_document(key: bytes | None) -> None:
+    item = read(record(key, message()))
+    assert isinstance(item, Refused)
+    assert item.error.field == "key"
+    assert item.request is not None
+
+
+@pytest.mark.parametrize("value", [None, b"", b"[]", b"{", b"\xff", message() + b"x"])
+def test_what_is_no_message_is_refused(value: bytes | None) -> None:
+    item = read(record(b"i/a", value))
+    assert isinstance(item, Refused)
+    assert item.error.code is ErrorCode.INVALID_MESSAGE
+    assert item.request is None
+
+
+def test_a_signature_of_a_wrong_length_is_refused() -> None:
+    item = read(record(b"i/a", message(), ((HEADER_SIGNATURE, b"s"),)))
+    assert isinstance(item, Refused)
+    assert item.error.field == HEADER_SIGNATURE
+
+
+def test_a_sealed_record_opens() -> None:
+    value = seal_value(Info.INGEST_VALUE, KEY.public, "i", message())
+    item = read(record(b"i/" + b"0a" * 16, value, (SEALED, (HEADER_AUTH, b"YQ=="))))
+    assert isinstance(item, SealedIncoming)
+    assert item.auth is not None
+    opened = open_sealed(item, KEY)
+    assert isinstance(opened, Incoming)
+    assert (opened.request.id, opened.sealed) == ("a", True)
+
+
+@pytest.mark.parametrize("key", [b"i/a", b"i/" + b"0" * 31, b"i/" + b"A" * 32, b"j/" + b"0" * 32])
+def test_the_key_of_a_sealed_record_says_nothing(key: bytes) -> None:
+    value = seal_value(Info.INGEST_VALUE, KEY.public, "i", message())
+    item = read(record(key, value, (SEALED,)))
+    assert isinstance(item, Refused)
+    assert item.error.field == "key"
+
+
+def test_a_sealed_value_must_be_for_the_index_it_names() -> None:
+    value = seal_value(Info.INGEST_VALUE, KEY.public, "i", message("other"))
+    item = read(record(b"i/" + b"0" * 32, value, (SEALED,)))
+    assert isinstance(item, SealedIncoming)
+    opened = open_sealed(item, KEY)
+    assert isinstance(opened, Refused)
+    assert opened.error.field == "index"
+
+
+def test_what_does_not_open_is_refused_without_an_alert() -> None:
+    value = seal_value(Info.INGEST_VALUE, KEY.public, "i", message())
+    item = read(record(b"i/" + b"0" * 32, value, (SEALED,)))
+    assert isinstance(item, SealedIncoming)
+    for other in (HpkePrivateKey.generate(HpkeSuite.X25519), HpkePrivateKey.generate()):
+        opened = open_sealed(item, other)
+        assert isinstance(opened, Refused)
+        assert opened.error.code is ErrorCode.INVALID_MESSAGE

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+
+from schemas.codec import decode
+from schemas.errors import ErrorCode
+from schemas.ingest import IngestOp, IngestResult
+from schemas.sealed import SealedValue
+from workers.crypto.hpke import HpkePrivateKey, HpkeSuite, key_id
+from workers.crypto.info import Info, info
+from workers.crypto.sign import SigningKey
+from workers.errors import Reject
+from workers.kafka.broker import Record
+from workers.leases.certificate import WorkerIdentity, issue_certificate
+from workers.leases.signed import verify_record
+from workers.objects.results import Outgoing, encode_result
+
+ISSUER = SigningKey.generate()
+SIGNER = SigningKey.generate()
+WORKER = WorkerIdentity(
+    issue_certificate(
+        ISSUER, worker_id="w", role="ingest", indexes=["*"], sign_pub=SIGNER.public.raw
+    ),
+    SIGNER,
+)
+RESULT = IngestResult(index="i", id="secret", op=IngestOp.UPSERT, status="accepted")
+
+
+def record(out: Outgoing) -> Record:
+    return Record("ingest-result", 0, 0, 0, out.key, out.value, out.headers)
+
+
+def test_a_clear_result_is_signed() -> None:
+    out = encode_result(RESULT, key=b"i/secret", reply_key=b"", identity=WORKER)
+    assert decode(IngestResult, out.value) == RESULT
+    verify_record(record(out), ISSUER.public, ("ingest",), Info.INGEST_RESULT)
+    changed = Outgoing(b"i/other", out.value, out.headers)
+    with pytest.raises(Reject):
+        verify_record(record(changed), ISSUER.public, ("ingest",), Info.INGEST_RESULT)
+
+
+@pytest.mark.parametrize("suite", list(HpkeSuite))
+def test_a_sealed_result_opens_for_the_producer_alone(suite: HpkeSuite) -> None:
+    reply = HpkePrivateKey.generate(suite)
+    out = encode_result(RESULT, key=b"i/0", reply_key=reply.public.encode(), identity=WORKER)
+    verify_record(record(out), ISSUER.public, ("ingest",), Info.INGEST_RESULT)
+    value = decode(SealedValue, out.value)
+    assert value.index is None
+    assert value.key_id_bytes() == key_id(reply.public)
+    plain = reply.open(info(Info.INGEST_RESULT, "i", "secret"), value.ciphertext())
+    assert decode(IngestResult, plain) == RESULT
+    assert b"secret" not in out.value
+
+
+def test_a_reply_key_that_is_none_is_refused() -> None:
+    with pytest.raises(Reject) as refusal:
+        encode_result(RESULT, key=b"i/0", reply_key=b"\x09nonsense", identity=WORKER)
+    assert (refusal.value.code, refusal.value.field) == (
+        ErrorCode.INVALID_MESSAGE,
+        "reply.public_key",
+    )
