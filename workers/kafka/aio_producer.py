@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer
+from aiokafka import errors as kafka
 
 from schemas.errors import ErrorCode
 from workers.errors import Reject
@@ -66,14 +67,18 @@ class AioProducer:
             raise Reject(ErrorCode.TOO_LARGE, "the record is larger than max_record_bytes")
         if value is None and key is None:
             raise ValueError("a record has a key or a value")
-        with translated():
-            partitions = await self._producer.partitions_for(topic)
-            if partition is not None and partition not in partitions:
+        # The hot path of a bulk producer: no context manager, no look-up that is not needed.
+        try:
+            if partition is not None and partition not in await self._producer.partitions_for(
+                topic
+            ):
                 # aiokafka asserts this, and assertions may be switched off.
                 raise unavailable(f"{topic} has no partition {partition}")
             raw = await self._producer.send(
                 topic, value, key=key, partition=partition, headers=list(headers)
             )
+        except (kafka.KafkaError, OSError) as error:
+            raise translate(error) from None
         ours: asyncio.Future[Delivered] = asyncio.get_running_loop().create_future()
         raw.add_done_callback(lambda done: _settle(ours, done))
         return ours

@@ -2,8 +2,9 @@
 
 The positions are fixed before `start` returns: aiokafka seeks lazily, so a reply that is produced
 between `assign` and the first fetch would be missed without awaiting `position()`.
-"Caught up" compares with the high watermark of the first fetch of each partition, not with end
-offsets, which may be too low (`aio_ends.py`): a worker would begin with old keys or revocations.
+"Caught up" does not trust end offsets, which may be too low (`aio_ends.py`): a worker would begin
+with old keys or revocations. But they do name a record of the last batch, and the fetch that
+brought that record told the high watermark, which is right.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ _log = structlog.get_logger(__name__)
 
 _MAX_RECORDS = 1000
 _ERROR_PAUSE_S = 0.2
-# While catching up, an empty fetch may be the proof: it must not take the caller's time-out.
-_PROBE_S = 0.1
+_PROBE_S = 0.02
 
 
 class AioTopicReader:
@@ -59,8 +59,8 @@ class AioTopicReader:
         self._partitions_of = partitions_of
         self._begin = start
         self._partitions: list[TopicPartition] = []
-        self._ends: dict[TopicPartition, int] = {}
-        self._caught_up = asyncio.Event()
+        # Somebody waits in `next`: what was returned before is worked in.
+        self._idle = False
         self._consumer = AIOKafkaConsumer(
             **connection,
             **fetch_options(config, bulk=not low_latency),
@@ -103,10 +103,7 @@ class AioTopicReader:
     async def next(self, timeout_s: float) -> list[Record]:
         """Return the next records, [] after `timeout_s`."""
         check_alive(self._consumer)
-        if not self._caught_up.is_set():
-            await self._compare()
-        if not self._caught_up.is_set():
-            timeout_s = min(timeout_s, _PROBE_S)
+        self._idle = True
         try:
             found = await self._consumer.getmany(
                 timeout_ms=int(timeout_s * 1000), max_records=_MAX_RECORDS
@@ -120,24 +117,32 @@ class AioTopicReader:
             _log.warning("fetch_failed", error=type(error).__name__)
             await asyncio.sleep(min(timeout_s, _ERROR_PAUSE_S))
             return []
+        finally:
+            self._idle = False
         return [to_record(raw) for batch in found.values() for raw in batch]
 
-    async def _compare(self) -> None:
-        """Fire the event if every partition is at the end that its first fetch told."""
-        for partition in self._partitions:
-            if partition not in self._ends:
-                mark = self._consumer.highwater(partition)
-                if mark is None:
-                    return
-                self._ends[partition] = mark
-        for partition, end in self._ends.items():
-            if await self._consumer.position(partition) < end:
-                return
-        self._caught_up.set()
-
     async def caught_up(self) -> None:
-        """Wait until the caller of `next` has worked in all that existed."""
-        await self._caught_up.wait()
+        """Wait until the caller of `next` has worked in all that exists now. Raises Retry."""
+        with translated():
+            listed = await self._consumer.end_offsets(self._partitions)
+        ends: dict[TopicPartition, int] = {}
+        while not await self._reached(listed, ends):
+            await asyncio.sleep(_PROBE_S)
+
+    async def _reached(
+        self, listed: dict[TopicPartition, int], ends: dict[TopicPartition, int]
+    ) -> bool:
+        """Tell whether every partition is at its end; note in `ends` what is known of these."""
+        for partition in self._partitions:
+            position = await self._consumer.position(partition)
+            if partition not in ends:
+                mark = self._consumer.highwater(partition)
+                if mark is None or position < listed[partition]:
+                    return False
+                ends[partition] = mark
+            if position < ends[partition]:
+                return False
+        return self._idle
 
     async def stop(self) -> None:
         """Close."""

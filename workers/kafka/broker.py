@@ -198,9 +198,12 @@ class TopicReader(Protocol):
         ...
 
     async def caught_up(self) -> None:
-        """Wait until the caller of `next` has seen, and come back for more after, all that existed.
+        """Wait until the caller of `next` has seen, and come back for more after, all that exists.
 
-        Needs somebody else to call `next` meanwhile.
+        What exists is asked at each call. Needs somebody else to call `next` meanwhile.
+
+        Raises:
+            Retry: the broker cannot be asked.
         """
         ...
 

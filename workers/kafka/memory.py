@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from schemas.topics import TopicSpec
 
 _MAX_RECORDS = 1000
+_PROBE_S = 0.001
 
 
 class MemoryBroker:
@@ -319,23 +320,27 @@ class MemoryTopicReader:
         self._topics = topics
         self._begin = start
         self._positions: dict[TP, int] = {}
-        self._ends: dict[TP, int] = {}
-        self._caught_up = asyncio.Event()
+        # Somebody waits in `next`: what was returned before is worked in.
+        self._idle = False
 
     async def start(self) -> None:
         """Fix the positions."""
         logs = {tp: self._broker.logs[tp] for tp in self._broker.resolve(self._topics)}
-        self._ends = {tp: log.end for tp, log in logs.items()}
         if self._begin == "end":
-            self._positions = dict(self._ends)
+            self._positions = {tp: log.end for tp, log in logs.items()}
         else:
             self._positions = {tp: log.begin for tp, log in logs.items()}
 
     async def next(self, timeout_s: float) -> list[Record]:
         """Return the next records, [] after `timeout_s`."""
         until_s = asyncio.get_running_loop().time() + timeout_s
-        if all(self._positions[tp] >= end for tp, end in self._ends.items()):
-            self._caught_up.set()
+        self._idle = True
+        try:
+            return await self._next(until_s)
+        finally:
+            self._idle = False
+
+    async def _next(self, until_s: float) -> list[Record]:
         await asyncio.sleep(0)
         while True:
             found: list[Record] = []
@@ -348,8 +353,10 @@ class MemoryTopicReader:
                 return found
 
     async def caught_up(self) -> None:
-        """Wait until the caller of `next` has worked in all that existed."""
-        await self._caught_up.wait()
+        """Wait until the caller of `next` has worked in all that exists now."""
+        ends = {tp: self._broker.logs[tp].end for tp in self._positions}
+        while not self._idle or any(self._positions[tp] < end for tp, end in ends.items()):
+            await asyncio.sleep(_PROBE_S)
 
     async def stop(self) -> None:
         """Nothing to release."""
