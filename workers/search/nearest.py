@@ -22,7 +22,7 @@ from schemas.errors import ErrorCode
 from schemas.query import VectorQuery
 from workers.chain.segment_file import gather_all
 from workers.errors import Reject
-from workers.search.columns import Usable
+from workers.search.columns import Usable, VectorColumn
 from workers.search.probing import Asked, ShardProbe, best_rows, scan_codes
 from workers.search.run import Candidate, Run, Scored, with_score
 from workers.search.snapshot import RowNumbers
@@ -180,9 +180,8 @@ async def _rescore(
             continue
         again = []
         for one in found:
-            rows, vectors = read[one.shard, one.segment]
-            mine = np.flatnonzero(np.isin(rows, one.rows)) if len(asked) > 1 else slice(None)
-            scores = exact_scores(query.vector, vectors[mine], metric)
-            again.append(Scored(one.shard, one.segment, rows[mine], scores))
+            rows, vectors = VectorColumn(*read[one.shard, one.segment]).of(one.rows)
+            scores = exact_scores(query.vector, vectors, metric)
+            again.append(Scored(one.shard, one.segment, rows, scores))
         out.append(again)
     return out
