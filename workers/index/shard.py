@@ -370,8 +370,9 @@ class Shard:
         """Send the events and late results of what was published. Raises Retry."""
         while self._unsent:
             published, refused = self._unsent[0]
-            await self._emit(published)
+            # First the refusals: who has seen the event knows that no refusal comes any more.
             await self._services.emitter.rejected(self.index, refused)
+            await self._emit(published)
             self._unsent.popleft()
 
     async def _compact(self, writer: ShardWriter, head: Head) -> bool:
