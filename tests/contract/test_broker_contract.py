@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection
+from typing import Literal
 
 import pytest
 
@@ -216,6 +217,30 @@ async def test_caught_up_means_worked_in(broker: Broker) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while not waiting.done():
             await reader.next(0.1)
+    await reader.stop()
+
+
+@pytest.mark.parametrize("start", ["beginning", "end"])
+async def test_caught_up_asks_anew_each_time(
+    broker: Broker, start: Literal["beginning", "end"]
+) -> None:
+    name = await topic(broker, 2)
+    reader = broker.topic_reader([name], start=start)
+    await reader.start()
+    seen: list[Record] = []
+
+    async def follow() -> None:
+        while True:
+            seen.extend(await reader.next(30.0))
+
+    following = asyncio.create_task(follow())
+    async with asyncio.timeout(DEADLINE_S):
+        for count in range(0, 2000, 400):
+            await reader.caught_up()
+            assert len(seen) == count
+            await produce(broker, TP(name, 1), 400, start=count)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
     await reader.stop()
 
 

@@ -126,7 +126,8 @@ class AioTopicReader:
         with translated():
             listed = await self._consumer.end_offsets(self._partitions)
         ends: dict[TopicPartition, int] = {}
-        while not await self._reached(listed, ends):
+        # Polled: aiokafka tells nobody when a position or a high watermark changes.
+        while not await self._reached(listed, ends):  # noqa: ASYNC110
             await asyncio.sleep(_PROBE_S)
 
     async def _reached(

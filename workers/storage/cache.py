@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
+from workers.telemetry import metrics
+
 BlockId = tuple[str, int, int]
 
 # What an entry costs besides its bytes: key, tuple, dictionary slots, bytes object.
@@ -50,7 +52,7 @@ class BlockCache:
         """Return a block if it is here, counting a hit; a miss is not counted."""
         data = self._blocks.get(block)
         if data is not None:
-            self._hits += 1
+            self._hit()
             self._blocks.move_to_end(block)
         return data
 
@@ -74,7 +76,7 @@ class BlockCache:
             if running is None:
                 return await self._load(block, loader)
             if (data := await asyncio.shield(running)) is not None:
-                self._hits += 1
+                self._hit()
                 return data
 
     def put(self, block: BlockId, data: bytes) -> None:
@@ -83,19 +85,20 @@ class BlockCache:
         if cost > self._max_bytes // 4 or block in self._blocks:
             return
         self._blocks[block] = data
-        self._bytes += cost
+        self._grow(cost)
         while self._bytes > self._max_bytes:
             _, evicted = self._blocks.popitem(last=False)
-            self._bytes -= len(evicted) + _ENTRY_BYTES
+            self._grow(-len(evicted) - _ENTRY_BYTES)
             self._evictions += 1
 
     def drop(self, key: str) -> None:
         """Forget all blocks of an object. Looks at every block: for errors, not for each read."""
         for block in [block for block in self._blocks if block[0] == key]:
-            self._bytes -= len(self._blocks.pop(block)) + _ENTRY_BYTES
+            self._grow(-len(self._blocks.pop(block)) - _ENTRY_BYTES)
 
     async def _load(self, block: BlockId, loader: Callable[[], Awaitable[bytes]]) -> bytes:
         self._misses += 1
+        metrics.CACHE_LOOKUPS.inc(outcome="miss")
         future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self._loading[block] = future
         try:
@@ -107,3 +110,11 @@ class BlockCache:
             del self._loading[block]
             if not future.done():
                 future.set_result(None)
+
+    def _hit(self) -> None:
+        self._hits += 1
+        metrics.CACHE_LOOKUPS.inc(outcome="hit")
+
+    def _grow(self, size: int) -> None:
+        self._bytes += size
+        metrics.CACHE_BYTES.add(size)

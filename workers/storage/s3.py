@@ -13,7 +13,7 @@ import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import obstore
 from obstore import exceptions as obs
@@ -33,6 +33,7 @@ from workers.storage.errors import (
     unavailable,
 )
 from workers.storage.store import ObjectInfo, Stored, StoreStats
+from workers.telemetry import metrics
 
 if TYPE_CHECKING:
     from obstore import GetOptions, PutMode
@@ -71,13 +72,13 @@ class S3Store:
             return None
 
     async def _get(self, key: str, options: GetOptions) -> Stored:
-        self.stats.gets += 1
+        self._count("get")
         async with self._slots:
             with _errors(key):
                 async with asyncio.timeout(self._config.operation_timeout_s):
                     result = await obstore.get_async(self._repeating, key, options=options)
                     data = bytes(await result.bytes_async())
-        self.stats.bytes_in += len(data)
+        self._received(len(data))
         etag = result.meta["e_tag"]
         if etag is None:
             raise StorageError(key, "the object store gives no ETag")
@@ -108,14 +109,14 @@ class S3Store:
         return [found[start, length] if length else b"" for start, length in ranges]
 
     async def _span(self, key: str, low: int, high: int) -> bytes:
-        self.stats.gets += 1
+        self._count("get")
         async with self._slots:
             with _errors(key):
                 async with asyncio.timeout(self._config.operation_timeout_s):
                     data = bytes(
                         await obstore.get_range_async(self._repeating, key, start=low, end=high)
                     )
-        self.stats.bytes_in += len(data)
+        self._received(len(data))
         return data
 
     async def put(self, key: str, data: bytes) -> str:
@@ -141,7 +142,7 @@ class S3Store:
     async def _put(self, client: ObstoreS3, key: str, data: bytes, mode: PutMode) -> str:
         if self._config.read_only:
             raise ReadOnly(key)
-        self.stats.puts += 1
+        self._count("put")
         async with self._slots:
             with _errors(key):
                 async with asyncio.timeout(self._config.operation_timeout_s):
@@ -149,6 +150,7 @@ class S3Store:
                         client, key, data, mode=mode, use_multipart=False
                     )
         self.stats.bytes_out += len(data)
+        metrics.STORE_BYTES.inc(len(data), direction="out")
         etag = result["e_tag"]
         if etag is None:
             raise StorageError(key, "the object store gives no ETag")
@@ -160,7 +162,7 @@ class S3Store:
             return
         if self._config.read_only:
             raise ReadOnly(keys[0])
-        self.stats.deletes += len(keys)
+        self._count("delete", len(keys))
         async with self._slots:
             with _errors(keys[0]):
                 async with asyncio.timeout(self._config.operation_timeout_s):
@@ -183,7 +185,7 @@ class S3Store:
         stream = obstore.list(self._repeating, prefix or None, chunk_size=_LIST_CHUNK)
         chunks = aiter(stream)
         while True:
-            self.stats.lists += 1
+            self._count("list")
             with _errors(prefix):
                 async with asyncio.timeout(self._config.operation_timeout_s):
                     try:
@@ -200,6 +202,14 @@ class S3Store:
 
     async def aclose(self) -> None:
         """Nothing to release: obstore closes idle connections with its client."""
+
+    def _count(self, verb: Literal["get", "put", "delete", "list"], requests: int = 1) -> None:
+        setattr(self.stats, f"{verb}s", getattr(self.stats, f"{verb}s") + requests)
+        metrics.STORE_REQUESTS.inc(requests, verb=verb)
+
+    def _received(self, size: int) -> None:
+        self.stats.bytes_in += size
+        metrics.STORE_BYTES.inc(size, direction="in")
 
 
 def _client(config: StoreConfig, max_retries: int) -> ObstoreS3:

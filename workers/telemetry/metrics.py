@@ -85,6 +85,11 @@ class Gauge(Metric):
         """Replace the number."""
         self._values[self.key(labels)] = value
 
+    def add(self, amount: float, /, **labels: str) -> None:
+        """Change the number by `amount`."""
+        key = self.key(labels)
+        self._values[key] = self._values.get(key, 0) + amount
+
     def forget(self, **labels: str) -> None:
         """Stop reporting one set of labels (a partition that is gone)."""
         self._values.pop(self.key(labels), None)
@@ -205,16 +210,18 @@ LOOP_LAG_SECONDS = Histogram(
 )
 
 # --- the object store -----------------------------------------------------------------------------
-STORE_REQUESTS = Gauge(
-    "sealstream_store_requests", "Requests to the object store since the start.", ("verb",)
+STORE_REQUESTS = Counter(
+    "sealstream_store_requests_total", "Requests to the object store, refused ones too.", ("verb",)
 )
-STORE_BYTES = Gauge(
-    "sealstream_store_bytes", "Bytes from (in) and to (out) the object store.", ("direction",)
+STORE_BYTES = Counter(
+    "sealstream_store_bytes_total",
+    "Bytes from (in) and to (out) the object store.",
+    ("direction",),
+)
+CACHE_LOOKUPS = Counter(
+    "sealstream_cache_lookups_total", "Look-ups in the cache of sealed blocks.", ("outcome",)
 )
 CACHE_BYTES = Gauge("sealstream_cache_bytes", "Bytes of sealed blocks held in memory.")
-CACHE_LOOKUPS = Gauge(
-    "sealstream_cache_lookups", "Look-ups in the block cache since the start.", ("outcome",)
-)
 
 # --- documents ------------------------------------------------------------------------------------
 INGESTED = Counter(
