@@ -52,6 +52,7 @@ from workers.leases.credential import open_value, verify_message
 from workers.leases.directory import IndexEntry, KeyServiceEntry
 from workers.leases.lease import Decision, Lease
 from workers.runtime.deadletter import DeadLetters
+from workers.runtime.health import Health
 from workers.runtime.policy import BatchPolicy, RetryPolicy
 from workers.runtime.pump import Pump
 from workers.storage.memory import MemoryStore
@@ -173,7 +174,9 @@ class Holder:
     async def lease(
         self, index: str | None, *, uid: bytes | None = None, auth: Auth | None = None
     ) -> Lease:
-        assert index is not None
+        if index is None:
+            found = [name for name, entry in self._realm.entries.items() if entry.uid == uid]
+            index = found[0] if found else ""
         if index in self._realm.down:
             raise Retry(ErrorCode.KEY_UNAVAILABLE, "down")
         if index not in self._realm.entries:
@@ -252,6 +255,7 @@ class Pipeline:
         return IngestHandler(
             Decider(Holder(self.realm, "ingest")),
             await self.publisher(**limits),
+            Health("ingest-1"),
             max_blocked_records=1000,
             retry=QUICK,
         )
@@ -269,6 +273,7 @@ class Pipeline:
             retry=QUICK,
             blocked=Total(metrics.BLOCKED_RECORDS, topic=INDEX_UPDATE),
             segments=Total(metrics.LIVE_SEGMENTS),
+            health=Health(worker_id),
         )
 
     @asynccontextmanager
@@ -277,7 +282,9 @@ class Pipeline:
         decider = Decider(Holder(self.realm, "ingest"))
 
         def make(_tp: TP) -> IngestHandler:
-            return IngestHandler(decider, publisher, max_blocked_records=1000, retry=QUICK)
+            return IngestHandler(
+                decider, publisher, Health("ingest-1"), max_blocked_records=1000, retry=QUICK
+            )
 
         async with self._running(INGEST_GROUP, PLAINTEXT_INGEST, make):
             yield

@@ -22,6 +22,7 @@ from workers.crypto.info import Info, info
 from workers.crypto.sign import SigningKey
 from workers.errors import Fenced, Retry
 from workers.index.handler import IndexHandler
+from workers.ingest.incoming import HEADER_REPLAY
 from workers.kafka.broker import TP, Record
 from workers.leases.credential import seal_value, sign_message
 
@@ -362,3 +363,41 @@ async def test_sealed_messages_and_sealed_results() -> None:
         for r in world.broker.records(topic)
     ) + b"".join([(await world.store.get(k)).data for k in keys])
     assert b"secret" not in everything
+
+
+async def test_a_replayed_record_does_not_overrule_what_came_after_it() -> None:
+    world = Pipeline()
+    world.realm.create("i")
+    async with world.ingest(), world.index():
+        refused = await world.put("i", "a", keywords=["old"], auth={"token": "newcomer"})
+        await world.until(lambda: world.dead())
+        world.realm.callers["newcomer"] = Caller()
+        await world.put("i", "a", keywords=["new"])
+        await world.put("i", "b", keywords=["new"], auth={"token": "newcomer"})
+        headers = ((HEADER_REPLAY, str(refused.offset).encode()),)
+        await world.put_raw(refused.key, refused.value, headers=headers)
+        await world.applied(*await world.accepted(3))
+    assert sorted(await world.keyword("i", "new")) == ["a", "b"]
+    assert await world.keyword("i", "old") == []
+
+
+async def test_updates_of_a_deleted_index_do_not_stop_the_partition() -> None:
+    world = Pipeline()
+    world.realm.create("gone")
+    world.realm.create("here")
+    ingest = await world.ingest_handler()
+    await ingest.start()
+    handler = await index_handler(world)
+    await handler.start()
+    for index in ("gone", "here", "gone"):
+        await ingest.process([await world.put(index, "a", content="x", keywords=["k"])])
+    zero, one, two = updates(world)
+    assert await handler.process([zero]) == 1
+    # Deleted, and the name given to another index: the worker has not heard of it.
+    entry = world.realm.entries.pop("gone")
+    handler._services.holder._leases.clear()
+    assert await handler.process([one, two]) == 3
+    assert [letter.source.offset for letter in world.dead(INDEX_UPDATE)] == [2]
+    assert await world.keyword("here", "k") == ["a"]
+    assert entry.name == "gone"
+    await handler.stop()

@@ -44,6 +44,7 @@ from workers.leases.directory import IndexEntry, KeyDirectory
 from workers.leases.holder import LeaseHolder
 from workers.leases.lease import Lease
 from workers.runtime.deadletter import DeadLetters
+from workers.runtime.health import Health
 from workers.runtime.policy import RetryPolicy
 from workers.storage.store import Store
 from workers.telemetry import metrics
@@ -70,6 +71,7 @@ class Services:
     retry: RetryPolicy
     blocked: Total
     segments: Total
+    health: Health
 
 
 class Shard:
@@ -134,7 +136,8 @@ class Shard:
             Retry, Reject: no keys, no storage. Damaged: the head does not authenticate.
         """
         services = self._services
-        lease = await services.holder.lease(self.index, uid=self.uid)
+        # By uid: the name may have been given to another index meanwhile.
+        lease = await services.holder.lease(None, uid=self.uid)
         self._lease = lease
         async with self._opening:
             if self._writer is None:
@@ -276,6 +279,7 @@ class Shard:
         self._attempts += 1
         pause_s = max(least_s, self._services.retry.delay_s(self._attempts, self._rng))
         self.retry_at = time.monotonic() + pause_s
+        self._services.health.error("shard", error)
         if self._because is not error.code:
             log.warning("shard waits", index=self.index, shard=self.number, code=error.code.value)
         self._because = error.code

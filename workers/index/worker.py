@@ -49,6 +49,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             retry=RetryPolicy(),
             blocked=Total(metrics.BLOCKED_RECORDS, topic=INDEX_UPDATE),
             segments=Total(metrics.LIVE_SEGMENTS),
+            health=parts.health,
         )
 
         def handler(tp: TP) -> IndexHandler:

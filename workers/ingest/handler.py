@@ -28,6 +28,7 @@ from workers.ingest.decide import Decider
 from workers.ingest.incoming import Incoming, Refused, SealedIncoming, read
 from workers.ingest.publish import Publisher
 from workers.kafka.broker import Record
+from workers.runtime.health import Health
 from workers.runtime.policy import RetryPolicy
 
 log = structlog.get_logger("ingest.handler")
@@ -52,6 +53,7 @@ class IngestHandler:
         self,
         decider: Decider,
         publisher: Publisher,
+        health: Health,
         *,
         max_blocked_records: int,
         max_blocked_bytes: int = MAX_BLOCKED_BYTES,
@@ -62,12 +64,14 @@ class IngestHandler:
         Args:
             decider: who may do what.
             publisher: where it goes.
+            health: told what keeps a lane waiting.
             max_blocked_records: most records that wait in this partition's lanes.
             max_blocked_bytes: most bytes that wait there.
             retry: back-off of a lane.
         """
         self._decider = decider
         self._publisher = publisher
+        self._health = health
         self._max_records = max_blocked_records
         self._max_bytes = max_blocked_bytes
         self._retry = retry or RetryPolicy()
@@ -134,6 +138,7 @@ class IngestHandler:
         except Retry as error:
             lane.attempts += 1
             lane.retry_at = time.monotonic() + self._retry.delay_s(lane.attempts, self._rng)
+            self._health.error("lane", error)
             if lane.because is None or lane.because.code is not error.code:
                 log.warning("index waits", index=index, code=error.code.value)
             lane.because = error
@@ -163,6 +168,7 @@ class IngestHandler:
         try:
             await self._publisher.refuse(self._refused)
         except Retry as error:
+            self._health.error("dead letters", error)
             log.warning("dead letters wait", code=error.code.value)
         else:
             self._refused.clear()

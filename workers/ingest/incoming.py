@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from schemas.auth import Auth
 from schemas.codec import decode
@@ -24,7 +25,11 @@ from workers.errors import Reject
 from workers.kafka.broker import Record
 from workers.leases.credential import HEADER_AUTH, open_value
 
+HEADER_REPLAY: Final = "sealstream-replay"
+"""Offset, in decimal, where a replayed record first stood in this partition (`sealstream dlq`)."""
+
 _SEALED_KEY = re.compile(rb"[0-9a-f]{32}\Z")
+_DECIMAL = re.compile(rb"[0-9]{1,18}\Z")
 _SIGNATURE_BYTES = 64
 _MAX_AUTH_BYTES = 16_384
 
@@ -38,12 +43,14 @@ class Incoming:
         request: what it asks.
         sealed: it was sealed to the index's ingest key.
         signature: of the header `sealstream-sig`, 64 bytes, or None.
+        order_offset: offset that orders it: the record's own, or where it first stood.
     """
 
     record: Record
     request: IngestRequest
     sealed: bool
     signature: bytes | None
+    order_offset: int
 
     @property
     def index(self) -> str:
@@ -110,7 +117,7 @@ def read(record: Record) -> Incoming | SealedIncoming | Refused:
     try:
         request = decode(IngestRequest, record.value)
         _check_key(record, request)
-        return Incoming(record, request, sealed=False, signature=_signature(record))
+        return _incoming(record, request, sealed=False)
     except InvalidMessage as error:
         return Refused(record, error.info(), request, sealed=False)
 
@@ -133,9 +140,27 @@ def read_opened(sealed: SealedIncoming, plain: bytes) -> Incoming | Refused:
         request = decode(IngestRequest, plain)
         if request.index != sealed.index:
             raise InvalidMessage("is not the index that the value was sealed for", "index")
-        return Incoming(record, request, sealed=True, signature=_signature(record))
+        return _incoming(record, request, sealed=True)
     except InvalidMessage as error:
         return Refused(record, error.info(), request, sealed=True)
+
+
+def _incoming(record: Record, request: IngestRequest, *, sealed: bool) -> Incoming:
+    return Incoming(record, request, sealed, _signature(record), _order_offset(record))
+
+
+def _order_offset(record: Record) -> int:
+    """Return the offset that orders a record.
+
+    A replay may only claim an earlier place: it can lose against what came after that place, never
+    overrule what is still to come. So nobody gains anything by lying.
+    """
+    raw = record.header(HEADER_REPLAY)
+    if raw is None:
+        return record.offset
+    if not _DECIMAL.match(raw) or (offset := int(raw)) >= record.offset:
+        raise InvalidMessage("must be an earlier offset of this partition", HEADER_REPLAY)
+    return offset
 
 
 def _check_key(record: Record, request: IngestRequest) -> None:

@@ -247,7 +247,7 @@ def _draft(
     by_scope, callers = _overwriting(request, decision, context)
     op = UpdateOp(
         kind=_KINDS[request.op],
-        order=Order(context.stream, record.partition, record.offset),
+        order=Order(context.stream, record.partition, incoming.order_offset),
         id=request.id,
         object_id=object_id,
         op_id=number,

@@ -53,7 +53,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
 
         def handler(_tp: TP) -> IngestHandler:
             return IngestHandler(
-                decider, publisher, max_blocked_records=settings.max_blocked_records
+                decider, publisher, parts.health, max_blocked_records=settings.max_blocked_records
             )
 
         pump = Pump(

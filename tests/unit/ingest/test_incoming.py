@@ -8,7 +8,14 @@ from schemas.errors import ErrorCode
 from schemas.topics import CONTENT_SEALED, HEADER_CONTENT_TYPE, HEADER_SIGNATURE
 from workers.crypto.hpke import HpkePrivateKey, HpkeSuite
 from workers.crypto.info import Info
-from workers.ingest.incoming import Incoming, Refused, SealedIncoming, open_sealed, read
+from workers.ingest.incoming import (
+    HEADER_REPLAY,
+    Incoming,
+    Refused,
+    SealedIncoming,
+    open_sealed,
+    read,
+)
 from workers.kafka.broker import Headers, Record
 from workers.leases.credential import HEADER_AUTH, seal_value
 
@@ -87,3 +94,20 @@ def test_what_does_not_open_is_refused_without_an_alert() -> None:
         opened = open_sealed(item, other)
         assert isinstance(opened, Refused)
         assert opened.error.code is ErrorCode.INVALID_MESSAGE
+
+
+@pytest.mark.parametrize(("header", "offset"), [(None, 7), (b"0", 0), (b"6", 6)])
+def test_a_replayed_record_is_ordered_where_it_first_stood(
+    header: bytes | None, offset: int
+) -> None:
+    headers = () if header is None else ((HEADER_REPLAY, header),)
+    item = read(record(b"i/a", message(), headers))
+    assert isinstance(item, Incoming)
+    assert item.order_offset == offset
+
+
+@pytest.mark.parametrize("header", [b"7", b"8", b"-1", b"", b"x", b"1" * 30])
+def test_a_replay_cannot_claim_a_later_place(header: bytes) -> None:
+    item = read(record(b"i/a", message(), ((HEADER_REPLAY, header),)))
+    assert isinstance(item, Refused)
+    assert item.error.field == HEADER_REPLAY

@@ -46,7 +46,7 @@ def item(offset: int, doc: str, *, who: Decision | None = None, **body: Any) -> 
     value = json.dumps({"v": 1, "index": "i", "id": doc, "auth": {"token": "t"}, **body}).encode()
     record = Record("plaintext-ingest", 2, offset, 0, f"i/{doc}".encode(), value)
     return Authorised(
-        Incoming(record, decode(IngestRequest, value), False, None), who or decision()
+        Incoming(record, decode(IngestRequest, value), False, None, offset), who or decision()
     )
 
 
