@@ -48,7 +48,8 @@ from workers.text.varint import (
 
 _VERSION: Final = 2
 _POSITIONS: Final = 1
-_SMALL_BYTES: Final = 384
+_WITH_POSITIONS: Final = bytes((_VERSION | _POSITIONS,))
+_SMALL_BYTES: Final = 768
 """Below this size one token is merged by a loop, above it by numpy."""
 
 Part = tuple[bytes, npt.NDArray[np.int64]]
@@ -381,18 +382,17 @@ def _map_rows(rows: Ints, source: Ints, maps: Sequence[npt.NDArray[np.int64]]) -
 
 def _merge_small_terms(parts: Sequence[Part]) -> bytes | None:
     postings: list[tuple[int, int, list[int]]] = []
-    keep = all(payload[0] & _POSITIONS for payload, _ in parts)
+    keep = all(payload[:1] == _WITH_POSITIONS for payload, _ in parts)
     for payload, rowmap in parts:
-        _, count, at, _ = _term_header(payload)
-        values: list[int] = []
-        while at < len(payload):
-            value, at = read_varint(payload, at)
-            values.append(value)
-        row, place = 0, 2 * count
-        for i in range(count):
-            row += values[i]
-            tf = values[count + i]
-            new = int(rowmap[row])
+        values = _small_values(payload)
+        if values[0] & ~_POSITIONS != _VERSION or len(values) < 3 + 2 * values[1]:
+            raise MalformedPayloadError("not a TERM payload of this version")
+        count = values[1]
+        row, place = 0, 3 + 2 * count
+        for at in range(3, 3 + count):
+            row += values[at]
+            tf = values[at + count]
+            new = rowmap.item(row)
             if new >= 0:
                 postings.append((new, tf, values[place : place + tf] if keep else []))
             place += tf
@@ -401,38 +401,60 @@ def _merge_small_terms(parts: Sequence[Part]) -> bytes | None:
     postings.sort()
     columns, tail, last = bytearray(), bytearray(), 0
     for row, _, _ in postings:
-        write_varint(columns, row - last)
+        _append(columns, row - last)
         last = row
     for _, tf, deltas in postings:
-        write_varint(columns, tf)
+        _append(columns, tf)
         for delta in deltas:
-            write_varint(tail, delta)
+            _append(tail, delta)
     out = bytearray((_VERSION | (_POSITIONS if keep else 0),))
-    write_varint(out, len(postings))
-    write_varint(out, len(columns))
+    _append(out, len(postings))
+    _append(out, len(columns))
     return bytes(out + columns + tail)
 
 
 def _merge_small_rows(parts: Sequence[Part]) -> bytes | None:
     postings: list[tuple[int, int]] = []
     for payload, rowmap in parts:
-        if payload[:1] != bytes((_VERSION,)):
+        values = _small_values(payload)
+        if values[0] != _VERSION or values[1] != len(values) - 2:
             raise MalformedPayloadError("not a payload of rows of this version")
-        count, at = read_varint(payload, 1)
         row = 0
-        for _ in range(count):
-            value, at = read_varint(payload, at)
+        for value in values[2:]:
             row += value >> 1
-            new = int(rowmap[row])
+            new = rowmap.item(row)
             if new >= 0:
                 postings.append((new, value & 1))
     if not postings:
         return None
     postings.sort()
     out = bytearray((_VERSION,))
-    write_varint(out, len(postings))
+    _append(out, len(postings))
     last = 0
     for row, sign in postings:
-        write_varint(out, ((row - last) << 1) | sign)
+        _append(out, ((row - last) << 1) | sign)
         last = row
     return bytes(out)
+
+
+def _small_values(payload: bytes) -> list[int]:
+    """Return the varints of a short payload, at least two: a loop beats numpy there."""
+    out: list[int] = []
+    value = shift = 0
+    for byte in payload:
+        if byte < 0x80:
+            out.append(value | byte << shift if shift else byte)
+            value = shift = 0
+        else:
+            value |= (byte & 0x7F) << shift
+            shift += 7
+    if shift or len(out) < 2:
+        raise MalformedPayloadError("a payload of postings is cut off")
+    return out
+
+
+def _append(out: bytearray, value: int) -> None:
+    if value < 0x80:
+        out.append(value)
+    else:
+        write_varint(out, value)
