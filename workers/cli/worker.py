@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
+import structlog
 from cyclopts import Parameter
 
-from workers.cli.common import COMMON, OK, Common
+from workers.cli.common import COMMON, OK, UNAVAILABLE, Common
+from workers.errors import SealstreamError
 from workers.settings import Settings
 
 Role = Literal["ingest", "index", "query", "keys"]
@@ -49,12 +51,24 @@ async def _serve(roles: tuple[Role, ...], worker_id: str | None, common: Common)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    if len(roles) == 1:
-        own = _with_id(settings, roles[0])
-        configure(own.worker_id or roles[0], settings.log_level)
-        await _runner(roles[0])(own, stop)
-        return OK
-    configure("all", settings.log_level)
+    try:
+        if len(roles) == 1:
+            own = _with_id(settings, roles[0])
+            configure(own.worker_id or roles[0], settings.log_level)
+            await _runner(roles[0])(own, stop)
+        else:
+            configure("all", settings.log_level)
+            await _run_all(roles, settings, stop)
+    except SealstreamError:
+        raise
+    except Exception:
+        # Python's own traceback would print foreign texts, which may quote what they choked on.
+        structlog.get_logger("worker").exception("ended by an unexpected error")
+        return UNAVAILABLE
+    return OK
+
+
+async def _run_all(roles: tuple[Role, ...], settings: Settings, stop: asyncio.Event) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             for role in roles:
@@ -63,7 +77,6 @@ async def _serve(roles: tuple[Role, ...], worker_id: str | None, common: Common)
     except* Exception as failures:
         # The first failure ended the others: it is the one to tell.
         raise failures.exceptions[0] from None
-    return OK
 
 
 async def _run_one(run: Run, settings: Settings, stop: asyncio.Event) -> None:

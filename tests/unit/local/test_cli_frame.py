@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+import structlog
 
 from schemas.errors import ErrorCode
 from workers.cli import common, main
@@ -151,3 +154,30 @@ def test_worker_all_ends_when_one_fails(monkeypatch: pytest.MonkeyPatch, capsys:
     assert main.run(["worker", "all"]) == common.UNAVAILABLE
     assert fake.started == ["keys-1", "ingest-1", "index-1", "query-1"]
     assert "the wrong identity" in capsys.readouterr().err
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_foreign_texts_stay_out_of_a_workers_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    class Broken:
+        async def run(self, _settings: Any, _stop: asyncio.Event) -> None:
+            raise ValueError("cannot parse 'the secret plan'")
+
+    monkeypatch.setattr("workers.cli.worker.import_module", lambda _name: Broken())
+    monkeypatch.setattr("workers.crypto.secret.harden_process", lambda: None)
+    assert main.run(["worker", "ingest", "--id", "ingest-9"]) == common.UNAVAILABLE
+    captured = capsys.readouterr()
+    assert "the secret plan" not in captured.out + captured.err
+    line = orjson.loads(captured.err.splitlines()[-1])
+    assert (line["worker"], line["exception"]) == ("ingest-9", "ValueError")
