@@ -125,6 +125,33 @@ async def test_an_old_signed_message_played_again_is_a_conflict() -> None:
     assert await shard(Op(DOC, "a", (), 0, 4)) == [applied(3)]
 
 
+async def test_a_late_upsert_leaves_the_later_pairs_of_its_source() -> None:
+    shard = Shard()
+    await shard(Op(PAIRS, "a", ("x",), 0, 8), Op(PAIRS, "a", ("y",), 1, 8))
+    assert await shard(Op(DOC, "a", ("z",), 0, 5)) == [applied(1)]
+    reader = make_reader(shard.store)
+    assert [await search(reader, word) for word in "xyz"] == [["a"], [], ["a"]]
+    # And a removal that was made after the upsert still counts, though it came first.
+    await shard(Op(REMOVALS, "b", ("x",), 0, 9))
+    await shard(Op(DOC, "b", ("x",), 0, 7))
+    assert await search(reader, "x") == ["a"]
+
+
+async def test_each_source_speaks_with_its_highest_offset() -> None:
+    """Pairwise comparison would go in a circle here: 0@8 beats 0@5 beats 1@1 beats 0@8."""
+    shard = Shard()
+    for op in (
+        Op(REMOVALS, "a", ("x",), 0, 8),
+        Op(PAIRS, "a", ("x",), 1, 1),
+        Op(REMOVALS, "a", ("x",), 0, 5),
+    ):
+        await shard(op)
+    reader = make_reader(shard.store)
+    assert await search(reader, "x") == ["a"]
+    await shard.writer.compact(everything=True)
+    assert await search(reader, "x") == ["a"]
+
+
 async def test_errors_quote_nothing() -> None:
     shard = Shard()
     await shard.writer.load()
