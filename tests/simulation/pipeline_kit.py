@@ -40,7 +40,6 @@ from workers.index.emit import Emitter
 from workers.index.handler import IndexHandler
 from workers.index.shard import Services
 from workers.index.totals import Total
-from workers.index.verify import head_verifier
 from workers.ingest.decide import Decider
 from workers.ingest.handler import IngestHandler
 from workers.ingest.prepare import Limits
@@ -50,6 +49,7 @@ from workers.kafka.memory import MemoryBroker
 from workers.leases.certificate import WorkerIdentity, issue_certificate
 from workers.leases.credential import open_value, verify_message
 from workers.leases.directory import IndexEntry, KeyServiceEntry
+from workers.leases.heads import head_verifier
 from workers.leases.lease import Decision, Lease
 from workers.runtime.deadletter import DeadLetters
 from workers.runtime.health import Health

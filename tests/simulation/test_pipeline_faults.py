@@ -10,6 +10,7 @@ from schemas.auth import Scope
 from schemas.errors import ErrorCode
 from schemas.topics import (
     CONTENT_SEALED,
+    HEADER_REPLAY,
     INDEX_EVENT,
     INDEX_UPDATE,
     INGEST_RESULT,
@@ -22,7 +23,6 @@ from workers.crypto.info import Info, info
 from workers.crypto.sign import SigningKey
 from workers.errors import Fenced, Retry
 from workers.index.handler import IndexHandler
-from workers.ingest.incoming import HEADER_REPLAY
 from workers.kafka.broker import TP, Record
 from workers.leases.credential import seal_value, sign_message
 

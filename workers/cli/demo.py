@@ -232,7 +232,7 @@ async def _look_for_plaintext(settings: Settings, canaries: dict[str, Canary]) -
 
 def _verdict(what: str, scan: Scan) -> bool:
     found = ", ".join(sorted(scan.found)) or "none"
-    say(f"  {scan.things:,} {what} ({scan.bytes / 1e6:.1f} MB): {found} found")
+    say(f"  {scan.things:,} {what} ({scan.size_bytes / 1e6:.1f} MB): {found} found")
     for leak in scan.leaks:
         say(f"    LEAK: {leak.canary} in {leak.place}")
     return not scan.leaks

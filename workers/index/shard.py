@@ -37,10 +37,10 @@ from workers.index.emit import Emitter, ShardPosition
 from workers.index.receive import Received, receive
 from workers.index.totals import Total
 from workers.index.vectors import CodesMerge, ShardVectors
-from workers.index.verify import head_verifier
 from workers.kafka.broker import Record
 from workers.leases.certificate import WorkerIdentity
 from workers.leases.directory import IndexEntry, KeyDirectory
+from workers.leases.heads import head_verifier
 from workers.leases.holder import LeaseHolder
 from workers.leases.lease import Lease
 from workers.runtime.deadletter import DeadLetters

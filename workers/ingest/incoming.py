@@ -11,27 +11,27 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
 
 from schemas.auth import Auth
 from schemas.codec import decode
 from schemas.errors import ErrorInfo, InvalidMessage
 from schemas.ingest import IngestRequest
 from schemas.sealed import SealedValue
-from schemas.topics import CONTENT_SEALED, HEADER_CONTENT_TYPE, HEADER_SIGNATURE
+from schemas.topics import (
+    CONTENT_SEALED,
+    HEADER_CONTENT_TYPE,
+    HEADER_REPLAY,
+    HEADER_SIGNATURE,
+)
 from workers.crypto.hpke import HpkePrivateKey
 from workers.crypto.info import Info
 from workers.errors import Reject
 from workers.kafka.broker import Record
-from workers.leases.credential import HEADER_AUTH, open_value
-
-HEADER_REPLAY: Final = "sealstream-replay"
-"""Offset, in decimal, where a replayed record first stood in this partition (`sealstream dlq`)."""
+from workers.leases.credential import open_value, outer_auth
 
 _SEALED_KEY = re.compile(rb"[0-9a-f]{32}\Z")
 _DECIMAL = re.compile(rb"[0-9]{1,18}\Z")
 _SIGNATURE_BYTES = 64
-_MAX_AUTH_BYTES = 16_384
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -110,7 +110,7 @@ def read(record: Record) -> Incoming | SealedIncoming | Refused:
                     "the key of a sealed record is <index>/<32 hex digits, stable per document>",
                     "key",
                 )
-            return SealedIncoming(record, value, value.index, _outer_auth(record))
+            return SealedIncoming(record, value, value.index, outer_auth(record))
         except InvalidMessage as error:
             return Refused(record, error.info(), None, sealed=True)
     request = None
@@ -173,13 +173,3 @@ def _signature(record: Record) -> bytes | None:
     if signature is not None and len(signature) != _SIGNATURE_BYTES:
         raise InvalidMessage("must have 64 bytes", HEADER_SIGNATURE)
     return signature
-
-
-def _outer_auth(record: Record) -> Auth | None:
-    """Return the credential that a sealing producer shows besides, for a worker without keys."""
-    raw = record.header(HEADER_AUTH)
-    if raw is None:
-        return None
-    if len(raw) > _MAX_AUTH_BYTES or not raw.isascii():
-        raise InvalidMessage("must be base64", HEADER_AUTH)
-    return Auth(sealed=raw.decode("ascii"))

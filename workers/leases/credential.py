@@ -25,8 +25,10 @@ from workers.crypto.hpke import HpkePrivateKey, HpkePublicKey, key_id
 from workers.crypto.info import Info, info
 from workers.crypto.sign import SigningKey, VerifyKey
 from workers.errors import Reject
+from workers.kafka.broker import Record
 
 HEADER_AUTH: Final = "sealstream-auth"
+_MAX_AUTH_BYTES: Final = 16_384
 
 
 def seal_credential(service: HpkePublicKey, credential: Credential) -> Auth:
@@ -71,6 +73,20 @@ def open_credential(keys: list[HpkePrivateKey], sealed: bytes, index: str) -> Cr
         " read key-directory anew and seal again",
         field="auth.sealed",
     )
+
+
+def outer_auth(record: Record) -> Auth | None:
+    """Return the credential of the header `sealstream-auth`, or None without that header.
+
+    Raises:
+        InvalidMessage: it is no base64.
+    """
+    raw = record.header(HEADER_AUTH)
+    if raw is None:
+        return None
+    if len(raw) > _MAX_AUTH_BYTES or not raw.isascii():
+        raise InvalidMessage("must be base64", HEADER_AUTH)
+    return Auth(sealed=raw.decode("ascii"))
 
 
 def sign_message(session: SigningKey, topic: str, key: bytes | None, value: bytes) -> bytes:

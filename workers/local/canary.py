@@ -52,7 +52,7 @@ class Scan:
     """What was looked at and what was found."""
 
     things: int = 0
-    bytes: int = 0
+    size_bytes: int = 0
     leaks: list[Leak] = field(default_factory=list)
 
     def look(self, canaries: Sequence[Canary], place: str, *parts: bytes | None) -> None:
@@ -61,7 +61,7 @@ class Scan:
         for part in parts:
             if not part:
                 continue
-            self.bytes += len(part)
+            self.size_bytes += len(part)
             self.leaks += [
                 Leak(canary.name, place)
                 for canary in canaries

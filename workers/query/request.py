@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from schemas.auth import Auth, Scope
+from schemas.auth import Scope
 from schemas.codec import convert, decode, parse
 from schemas.errors import ErrorCode, InvalidMessage
 from schemas.ids import check_uuid
@@ -19,12 +19,11 @@ from schemas.topics import CONTENT_SEALED, HEADER_CONTENT_TYPE, HEADER_SIGNATURE
 from workers.crypto.info import Info
 from workers.errors import Reject
 from workers.kafka.broker import Record
-from workers.leases.credential import HEADER_AUTH
+from workers.leases.credential import outer_auth
 from workers.leases.holder import LeaseHolder
 from workers.leases.lease import Decision
 from workers.objects.results import decode_reply_key
 
-_MAX_AUTH_BYTES: Final = 16_384
 _SCOPES: Final = {
     Include.CONTENT: Scope.DECRYPT,
     Include.ASSOCIATED_DATA: Scope.DECRYPT,
@@ -71,7 +70,7 @@ async def read(incoming: Incoming, holder: LeaseHolder) -> QueryRequest:
     if incoming.sealed:
         wrapped = decode(SealedValue, value)
         index = wrapped.index
-        value = await holder.open_value(Info.QUERY_VALUE, wrapped, auth=_outer_auth(record))
+        value = await holder.open_value(Info.QUERY_VALUE, wrapped, auth=outer_auth(record))
     parsed = parse(value)
     incoming.address = _address(parsed)
     request = convert(QueryRequest, parsed)
@@ -123,13 +122,3 @@ def _address(parsed: dict[str, Any]) -> Address | None:
         return Address(request_id, convert(Reply, reply))
     except InvalidMessage:
         return None
-
-
-def _outer_auth(record: Record) -> Auth | None:
-    """Return the credential that a sealing caller shows besides, for a worker without keys."""
-    raw = record.header(HEADER_AUTH)
-    if raw is None:
-        return None
-    if len(raw) > _MAX_AUTH_BYTES or not raw.isascii():
-        raise InvalidMessage("must be base64", HEADER_AUTH)
-    return Auth(sealed=raw.decode("ascii"))

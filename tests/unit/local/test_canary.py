@@ -54,4 +54,4 @@ def test_finds_nothing_in_other_bytes() -> None:
     canaries = [text_canary("content", random_text()), vector_canary("vector", vector)]
     scan.look(canaries, "here", os.urandom(1_000_000))
     assert scan.found == set()
-    assert scan.bytes == 1_000_000
+    assert scan.size_bytes == 1_000_000
