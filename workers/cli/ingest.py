@@ -236,9 +236,9 @@ def _tell(report: Report, sources: Sources, *, json: bool) -> None:
         return
     say(_counts(report))
     if sources.skipped:
-        say(f"skipped {sources.skipped:,} files of other kinds, hidden files and links")
+        say(f"skipped, of other kinds, hidden or links: {sources.skipped:,}")
     if report.unanswered:
-        say(f"not answered: {report.unanswered:,}; ingest the same again, nothing is stored twice")
+        say(f"without an answer: {report.unanswered:,} (nothing is stored twice by trying again)")
     for rejection in report.rejections:
         name = f" ({rejection['id']})" if rejection["id"] else ""
         complain(f"rejected {rejection['source']}{name}: {_text(rejection['error'])}")

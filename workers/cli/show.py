@@ -128,20 +128,28 @@ def _decoded_bytes(base64: str) -> int:
 
 def say_document(hit: Hit) -> None:
     """Print one document whole: what is known about it, then its content if that is text."""
-    plain = hit_json(hit)
-    content = plain.pop("content", None)
-    facts = {name: value for name, value in plain.items() if name != "id"}
-    say(f"{cell(hit.id)}")
-    for name, value in facts.items():
-        text = value if isinstance(value, str) else _short_vector(value)
-        say(f"  {name}: {printable(text)}")
-    if isinstance(content, str):
-        say(printable(content, lines=True))
-    elif content is not None:
-        say(f"  content: {_short(content)}")
+    say(cell(hit.id))
+    for name, value in hit_json(hit).items():
+        if name not in ("id", "content"):
+            say(f"  {name}: {printable(_long(value))}")
+    content = hit.content
+    if content is None:
+        return
+    data = content.encode() if isinstance(content, str) else content.decode()
+    text = _as_text(data)
+    say(f"  content: {len(data)} bytes" if text is None else printable(text, lines=True))
 
 
-def _short_vector(value: Any) -> str:
-    if isinstance(value, dict) and value.keys() == {"f32"}:
-        return _short(value)
-    return orjson.dumps(value).decode()
+def _as_text(data: bytes) -> str | None:
+    """Return bytes as text if that is what they are, whatever their media type says."""
+    try:
+        return None if b"\0" in data else data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _long(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    binary = isinstance(value, dict) and value.keys() in ({"f32"}, {"base64"})
+    return _short(value) if binary else orjson.dumps(value).decode()
