@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+import numpy as np
+
 from schemas.errors import ErrorCode
 from schemas.query import TextQuery
 from workers.chain.segment_file import gather_all
@@ -117,11 +119,11 @@ async def _score(
     heavy: bool,
 ) -> Scored:
     number, segment = place
-    rows = found.rows[await _cpu(heavy, lambda: match(root, found))]
-    rows = rows[await run.mask(number, segment, rows)]
-    columns = run.columns[number]
+    chosen = np.flatnonzero(await _cpu(heavy, lambda: match(root, found)))
+    chosen = chosen[await run.mask(number, segment, found.rows[chosen])]
+    rows, columns = found.rows[chosen], run.columns[number]
     lengths = {field: await columns.lengths(segment, field, rows) for field in plan.weights}
-    scores = await _cpu(heavy, lambda: score_rows(plan, root, found, rows, lengths, rare))
+    scores = await _cpu(heavy, lambda: score_rows(plan, root, found, chosen, lengths, rare))
     return Scored(number, segment, rows, scores)
 
 

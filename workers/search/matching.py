@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ Payloads = Mapping[tuple[str, str], bytes]
 LeafPostings = dict[tuple[int, str], TermPostings]
 """Postings of one segment by (leaf, field)."""
 _EMPTY = np.empty(0, dtype=np.int64)
+_SPARSE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,14 @@ class SegmentLeaves:
         live: number of live rows of each.
         term_live: live rows of each (field, term) that a phrase needs the rarity of.
         rows: int64 `(u,)`, union of all rows, increasing.
+        places: where in `rows` each posting of `leaves` stands, int64.
     """
 
     leaves: LeafPostings
     live: dict[tuple[int, str], int]
     term_live: dict[tuple[str, str], int]
     rows: RowNumbers
+    places: dict[tuple[int, str], RowNumbers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +87,7 @@ def read_leaves(plan: TextPlan, payloads: Payloads, live: Mask) -> SegmentLeaves
             if found is not None and found.rows.size:
                 leaves[number, field] = found
     counts = {key: int(live[found.rows].sum()) for key, found in leaves.items()}
-    rows = [found.rows for found in leaves.values()]
-    union = np.unique(np.concatenate(rows)) if rows else _EMPTY
-    return SegmentLeaves(leaves, counts, term_live, union)
+    return SegmentLeaves(leaves, counts, term_live, *_union_of(leaves, live.size))
 
 
 def rarity(
@@ -116,9 +118,9 @@ def match(root: Node, found: SegmentLeaves) -> Mask:
     """Return bool `(u,)`: which rows of the union match the tree."""
     if isinstance(root, At):
         mask = np.zeros(found.rows.size, dtype=np.bool_)
-        for (number, _), postings in found.leaves.items():
+        for (number, _), places in found.places.items():
             if number == root.leaf:
-                mask[np.searchsorted(found.rows, postings.rows)] = True
+                mask[places] = True
         return mask
     masks = [match(part, found) for part in root.parts]
     joined = np.logical_and if root.operator == "and" else np.logical_or
@@ -132,7 +134,7 @@ def score_rows(
     plan: TextPlan,
     root: Node,
     found: SegmentLeaves,
-    rows: RowNumbers,
+    chosen: RowNumbers,
     lengths: Mapping[str, npt.NDArray[np.uint32]],
     rare: Rarity,
 ) -> F32:
@@ -142,39 +144,46 @@ def score_rows(
         plan: of the query.
         root: its tree.
         found: of the segment.
-        rows: int64 `(k,)`, increasing.
-        lengths: length of each field in each of `rows`.
+        chosen: int64 `(k,)`, increasing indexes into `found.rows`.
+        lengths: length of each field in each of the chosen rows.
         rare: index-wide numbers.
 
     Returns:
         float32 `(k,)`; what does not match (part of) the tree adds nothing.
     """
-    return _scored(plan, root, found, rows, lengths, rare)[1]
+    kept = np.full(found.rows.size, -1, dtype=np.int64)
+    kept[chosen] = np.arange(chosen.size)
+    return _scored(plan, root, found, chosen.size, kept, lengths, rare)[1]
 
 
 def _scored(
     plan: TextPlan,
     node: Node,
     found: SegmentLeaves,
-    rows: RowNumbers,
+    size: int,
+    kept: RowNumbers,
     lengths: Mapping[str, npt.NDArray[np.uint32]],
     rare: Rarity,
 ) -> tuple[Mask, F32]:
-    mask = np.zeros(rows.size, dtype=np.bool_)
-    total = np.zeros(rows.size, dtype=np.float32)
+    """Return which of the `size` chosen rows match a node, and their scores.
+
+    `kept[i]` is the number of row i of the union among the chosen ones, -1 if it is not chosen.
+    """
+    mask = np.zeros(size, dtype=np.bool_)
+    total = np.zeros(size, dtype=np.float32)
     if isinstance(node, At):
         leaf = plan.leaves[node.leaf]
         boost = leaf.boost if isinstance(leaf, Term) else 1
         for field, weight in plan.weights.items():
             postings = found.leaves.get((node.leaf, field))
-            if postings is None or not rows.size:
+            if postings is None:
                 continue
-            places = np.searchsorted(rows, postings.rows)
-            places[places == rows.size] = 0
-            present = rows[places] == postings.rows
-            places = places[present]
+            places, tfs = kept[found.places[node.leaf, field]], postings.tfs
+            if size < found.rows.size:
+                present = places >= 0
+                places, tfs = places[present], tfs[present]
             part = score_with_idf(
-                postings.tfs[present],
+                tfs,
                 lengths[field][places],
                 rarity=rare.idf[node.leaf, field],
                 average_length=rare.stats[field].average_length,
@@ -184,15 +193,35 @@ def _scored(
             total[places] += part * np.float32(weight * boost)
             mask[places] = True
         return mask, total
-    parts = [_scored(plan, part, found, rows, lengths, rare) for part in node.parts]
+    parts = [_scored(plan, part, found, size, kept, lengths, rare) for part in node.parts]
     joined = np.logical_and if node.operator == "and" else np.logical_or
     mask = np.asarray(joined.reduce([one for one, _ in parts]), dtype=np.bool_)
     for _, scores in parts:
         total += scores
     for unwanted in node.excluded:
-        mask &= ~_scored(plan, unwanted, found, rows, lengths, rare)[0]
+        mask &= ~_scored(plan, unwanted, found, size, kept, lengths, rare)[0]
     total[~mask] = 0
     return mask, total
+
+
+def _union_of(
+    leaves: LeafPostings, rows: int
+) -> tuple[RowNumbers, dict[tuple[int, str], RowNumbers]]:
+    """Return the union of all rows, and the places of each leaf's rows in it."""
+    total = sum(found.rows.size for found in leaves.values())
+    if not total:
+        return _EMPTY, {}
+    if total * _SPARSE < rows:
+        union = np.unique(np.concatenate([found.rows for found in leaves.values()]))
+        return union, {key: np.searchsorted(union, one.rows) for key, one in leaves.items()}
+    # One pass over the segment's rows is cheaper than sorting, unless there are very few postings.
+    held = np.zeros(rows, dtype=np.bool_)
+    for one in leaves.values():
+        held[one.rows] = True
+    union = np.flatnonzero(held)
+    place = np.empty(rows, dtype=np.int64)
+    place[union] = np.arange(union.size)
+    return union, {key: place[one.rows] for key, one in leaves.items()}
 
 
 def _union(postings: list[TermPostings]) -> TermPostings | None:
