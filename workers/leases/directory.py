@@ -193,7 +193,10 @@ class KeyDirectory:
 
     async def start(self) -> None:
         """Read the topic to its end and keep following it. Raises Retry, Fatal."""
-        self._reader = self._broker.topic_reader([self._topic], start="beginning")
+        # Entries change rarely and `refresh` asks when it matters: no need to poll often.
+        self._reader = self._broker.topic_reader(
+            [self._topic], start="beginning", low_latency=False
+        )
         await self._reader.start()
         self._task = asyncio.create_task(self._follow(self._reader), name="key-directory")
         await self.refresh()

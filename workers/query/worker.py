@@ -58,7 +58,10 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             drain=DrainPolicy(finish_s=settings.drain_s),
         )
         events = broker.topic_reader(
-            [with_prefix(settings.topic_prefix, INDEX_EVENT)], start="beginning"
+            # Hints only: whoever waits for a position looks at the head besides.
+            [with_prefix(settings.topic_prefix, INDEX_EVENT)],
+            start="beginning",
+            low_latency=False,
         )
         await events.start()
         try:
