@@ -127,7 +127,7 @@ class AioTopicReader:
             listed = await self._consumer.end_offsets(self._partitions)
         ends: dict[TopicPartition, int] = {}
         # Polled: aiokafka tells nobody when a position or a high watermark changes.
-        while not await self._reached(listed, ends):  # noqa: ASYNC110 - nothing says "fetched"  # noqa: ASYNC110
+        while not await self._reached(listed, ends):  # noqa: ASYNC110
             await asyncio.sleep(_PROBE_S)
 
     async def _reached(
