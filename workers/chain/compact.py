@@ -79,11 +79,11 @@ def merge_segments(
 
     Raises:
         Damaged: a part of an input does not open.
-        Fatal: a kind of node has no codec.
+        Fatal: a kind of node has no codec, or CODES of several epochs have no `regroup`.
     """
     merged = merge_rows([segment.rows() for segment in segments], retained)
     if not len(merged.rows):
         return Merged(None, merged.rows, merged.table_maps, merged.dead)
-    nodes = merge_nodes(segments, merged.posting_maps, codecs, regroup)
+    nodes = merge_nodes(segments, merged.posting_maps, codecs, regroup, ctx.epoch)
     built = build_segment(ctx, merged.rows, nodes)
     return Merged(built, merged.rows, merged.table_maps, merged.dead)

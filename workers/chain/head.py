@@ -30,6 +30,7 @@ from workers.crypto.info import Info
 from workers.crypto.lp import Part
 from workers.crypto.seal import SealPurpose, open_sealed, read_header, seal
 from workers.crypto.sign import SigningKey
+from workers.errors import Reject
 
 HEAD_VERSION = 1
 NO_HASH = bytes(32)
@@ -229,7 +230,7 @@ def open_head(
     parts: tuple[Part, ...] = (index_uid, shard, envelope.sealed)
     try:
         verify_writer(envelope.certificate, envelope.signature, parts, head.written_ms)
-    except BadSignature as exc:
+    except (BadSignature, Reject) as exc:
         raise damaged(f"the head of shard {shard} was not signed by an index worker") from exc
     _check_shape(head, index_uid, shard, generation)
     return OpenedHead(head, hashlib.sha256(data).digest(), etag)

@@ -71,21 +71,27 @@ def merge_nodes(
     maps: Sequence[RowMap],
     codecs: Mapping[NodeKind, Codec],
     regroup: Regroup | None,
+    epoch: int,
 ) -> Iterator[Node]:
     """Yield the nodes of the merged segment.
 
     Raises:
-        Fatal: a kind has no codec here: this process is older than the data.
+        Fatal: a kind has no codec here: this process is older than the data. Or CODES of another
+            epoch than the output's `epoch` came without `regroup`: readers would look for them
+            under the tokens of `epoch` and silently find nothing.
         Damaged: a node or the dictionary does not open.
     """
     entries = heapq.merge(*([_tag(segment, i) for i, segment in enumerate(segments)]))
     again: list[tuple[bytes, bytes, RowMap]] = []
     for entry, group in groupby(entries, key=itemgetter(0)):
         kind, token = NodeKind(entry[0]), entry[1:]
-        parts = [(segments[i].node(kind, token), maps[i]) for _, i in group]
+        holders = [i for _, i in group]
+        parts = [(segments[i].node(kind, token), maps[i]) for i in holders]
         if regroup is not None and kind == regroup.kind:
             again.extend((token, payload, rowmap) for payload, rowmap in parts)
             continue
+        if kind == NodeKind.CODES and any(segments[i].ref.epoch != epoch for i in holders):
+            raise Fatal(ErrorCode.UNSUPPORTED, "vectors of several epochs need a regroup to merge")
         codec = codecs.get(kind)
         if codec is None:
             raise Fatal(ErrorCode.UNSUPPORTED, f"no codec for {kind.name} nodes; update the worker")

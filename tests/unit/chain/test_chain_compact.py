@@ -287,6 +287,8 @@ async def test_codes_are_regrouped_and_published_with_their_state() -> None:
     reader = make_reader(store)
     assert (await reader.refresh()).epochs == [0, 1, 0]
     await writer.apply(batch(3, [Op(TOMBSTONE, "d10", (), 0, 90)]))
+    with pytest.raises(Fatal, match="several epochs"):
+        await writer.compact(everything=True)
     await writer.compact(everything=True, regroup=Codes(), epoch=2, vector=b"centroids 2")
     snapshot = await reader.refresh()
     request = (NodeKind.CODES, token("new"))
