@@ -1,8 +1,9 @@
 """Dead letters and the records they are about: find them, and append those records again.
 
 A replayed record is unchanged, in the same partition, with one more header: `sealstream-replay`,
-the offset where it first stood, in decimal. The ingest workers order by that offset, so that a replayed operation never overrules what came after it. A record of index-update carries its
-order inside.
+the offset where it first stood, in decimal. The ingest workers order by that offset, so that a
+replayed operation never overrules what came after it. A record of index-update carries its order
+inside.
 
 Requests are not replayed: whoever sent one has long stopped waiting, and its credential ended.
 """
@@ -126,11 +127,14 @@ async def newest_letters(
     broker: Broker, topics: Sequence[str], code: str | None, wanted: set[Place] | None
 ) -> dict[Place, DeadLetter]:
     """Return the newest dead letter of each record, of `wanted` records only if given."""
-    found = {}
+    found: dict[Place, DeadLetter] = {}
     async with aclosing(read_letters(broker, topics, code)) as letters:
         async for letter in letters:
-            if wanted is None or Place.of(letter) in wanted:
-                found[Place.of(letter)] = letter
+            place = Place.of(letter)
+            known = found.get(place)
+            newer = known is None or known.failed_ms <= letter.failed_ms
+            if newer and (wanted is None or place in wanted):
+                found[place] = letter
     return found
 
 
