@@ -25,7 +25,7 @@ from schemas.errors import ErrorCode
 from workers.errors import Fatal
 from workers.kafka.aio_ends import seek_to_ends
 from workers.kafka.aio_errors import keep_records_out_of_logs, translated
-from workers.kafka.aio_group import AioGroupReader, fetch_options, to_record
+from workers.kafka.aio_group import AioGroupReader, Patience, fetch_options, to_record
 from workers.kafka.aio_producer import AioProducer
 from workers.kafka.aio_reader import AioTopicReader
 from workers.kafka.broker import TP, Record
@@ -120,7 +120,7 @@ class AioBroker:
         async with self._consumer(group_id=group) as consumer:
             consumer.assign(wanted)
             begins = await consumer.beginning_offsets(wanted)
-            ends = await seek_to_ends(consumer, wanted)
+            ends = await seek_to_ends(consumer, wanted, Patience(consumer, bulk=False))
             lag: dict[TP, int] = {}
             for partition in wanted:
                 committed = await consumer.committed(partition)
@@ -134,10 +134,12 @@ class AioBroker:
         async with self._consumer(group_id=None) as consumer:
             consumer.assign([partition])
             begins = await consumer.beginning_offsets([partition])
-            ends = await seek_to_ends(consumer, [partition])
+            patience = Patience(consumer, bulk=False)
+            ends = await seek_to_ends(consumer, [partition], patience)
             if not begins[partition] <= offset < ends[partition]:
                 return None
             consumer.seek(partition, offset)
+            patience.most()
             raw = await consumer.getone(partition)
             return to_record(raw) if raw.offset == offset else None
 

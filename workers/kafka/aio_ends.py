@@ -11,11 +11,15 @@ from collections.abc import Sequence
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from workers.kafka.aio_group import Patience
+
 _POLL_MS = 50
 
 
 async def seek_to_ends(
-    consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]
+    consumer: AIOKafkaConsumer,
+    partitions: Sequence[TopicPartition],
+    patience: Patience,
 ) -> dict[TopicPartition, int]:
     """Move assigned partitions to their ends and return these.
 
@@ -24,6 +28,7 @@ async def seek_to_ends(
     Args:
         consumer: without other callers; its partitions are assigned by hand.
         partitions: all that are assigned.
+        patience: of that consumer.
     """
     if not partitions:
         return {}
@@ -40,4 +45,5 @@ async def seek_to_ends(
             reached = [await consumer.position(p) >= end for p, end in ends.items()]
             if all(reached):
                 return ends
-        await consumer.getmany(timeout_ms=_POLL_MS)
+        found = await consumer.getmany(timeout_ms=_POLL_MS)
+        patience.note(partitions, found=bool(found))

@@ -20,7 +20,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -40,6 +40,7 @@ from workers.kafka.errors import PartitionLost
 _log = structlog.get_logger(__name__)
 
 _NOBODY = TopicPartition("", 0)
+_MOST_PATIENCE_MS = 2000
 _ERROR_PAUSE_S = 0.2
 
 
@@ -50,13 +51,62 @@ def fetch_options(config: KafkaConfig, *, bulk: bool) -> dict[str, Any]:
     half a second late (253 ms measured for two hops, 12-22 ms with 20).
     """
     return {
-        "fetch_max_wait_ms": 500 if bulk else 20,
+        "fetch_max_wait_ms": fetch_wait_ms(bulk=bulk),
         "max_partition_fetch_bytes": max(config.request_bytes, 1024 * 1024),
         "fetch_max_bytes": (16 if bulk else 4) * max(config.request_bytes, 1024 * 1024),
         "auto_offset_reset": "earliest",
         "enable_auto_commit": False,
         "metadata_max_age_ms": 30_000,
     }
+
+
+def fetch_wait_ms(*, bulk: bool) -> int:
+    """Return how long the broker waits for data when there is none, in milliseconds."""
+    return 500 if bulk else 20
+
+
+class Patience:
+    """How long the broker may take over a fetch: as little as asked, more while it starves us.
+
+    Tansu 0.6 gives a fetch up when its maximum wait is over, also when records are due and only
+    their object was not read yet; then it answers with nothing. On a busy machine 20 ms are never
+    enough, and a reader that is behind would stay there for ever.
+    """
+
+    def __init__(self, consumer: AIOKafkaConsumer, *, bulk: bool) -> None:
+        self._consumer = consumer
+        self._least_ms = self._now_ms = fetch_wait_ms(bulk=bulk)
+
+    def note(self, asked: Iterable[TopicPartition], *, found: bool) -> None:
+        """Take in whether the last look at the fetched records of `asked` gave any."""
+        if found:
+            return
+        behind = self._behind(asked)
+        wait_ms = min(2 * self._now_ms, _MOST_PATIENCE_MS) if behind else self._least_ms
+        self._set(wait_ms)
+
+    def most(self) -> None:
+        """Wait as long as it takes: for a record that is known to be there."""
+        self._set(_MOST_PATIENCE_MS)
+
+    def _set(self, wait_ms: int) -> None:
+        if wait_ms != self._now_ms:
+            self._now_ms = wait_ms
+            self._consumer._fetcher._fetch_max_wait_ms = wait_ms  # noqa: SLF001
+
+    def _behind(self, asked: Iterable[TopicPartition]) -> bool:
+        mine = self._consumer.assignment().intersection(asked)
+        if not mine:
+            return False
+        assigned = self._consumer._subscription.subscription.assignment  # noqa: SLF001
+        states = [assigned.state_value(partition) for partition in mine]
+        return any(
+            state.has_valid_position
+            and state.highwater is not None
+            and state.position < state.highwater
+            for state in states
+            if state is not None
+        )
 
 
 def check_alive(consumer: AIOKafkaConsumer) -> None:
@@ -114,6 +164,7 @@ class AioGroupReader:
             rebalance_timeout_ms=int(config.rebalance_timeout_s * 1000),
             request_timeout_ms=int(_group_request_timeout_s(config) * 1000),
         )
+        self._patience = Patience(self._consumer, bulk=bulk)
 
     async def start(self, on_assigned: OnAssigned, on_revoked: OnRevoked) -> None:
         """Join the group; returns before the first assignment."""
@@ -149,6 +200,7 @@ class AioGroupReader:
             _log.warning("fetch_failed", error=type(error).__name__)
             await asyncio.sleep(min(timeout_s, _ERROR_PAUSE_S))
             return {}
+        self._patience.note(wanted, found=bool(found))
         return {TP(*tp): [to_record(raw) for raw in batch] for tp, batch in found.items()}
 
     async def seek(self, tp: TP, offset: int) -> None:

@@ -20,7 +20,7 @@ from aiokafka import errors as kafka
 from workers.errors import Fatal
 from workers.kafka.aio_ends import seek_to_ends
 from workers.kafka.aio_errors import translate, translated
-from workers.kafka.aio_group import check_alive, fetch_options, to_record
+from workers.kafka.aio_group import Patience, check_alive, fetch_options, to_record
 from workers.kafka.broker import TP, Record
 from workers.kafka.config import KafkaConfig
 from workers.kafka.errors import unavailable
@@ -67,6 +67,7 @@ class AioTopicReader:
             group_id=None,
             request_timeout_ms=int(config.request_timeout_s * 1000),
         )
+        self._patience = Patience(self._consumer, bulk=not low_latency)
 
     async def start(self) -> None:
         """Connect and fix the positions."""
@@ -81,7 +82,7 @@ class AioTopicReader:
                         for partition in partitions:
                             await self._consumer.position(partition)
                     else:
-                        await seek_to_ends(self._consumer, partitions)
+                        await seek_to_ends(self._consumer, partitions, self._patience)
         except BaseException:
             await self.stop()
             raise
@@ -119,6 +120,7 @@ class AioTopicReader:
             return []
         finally:
             self._idle = False
+        self._patience.note(self._partitions, found=bool(found))
         return [to_record(raw) for batch in found.values() for raw in batch]
 
     async def caught_up(self) -> None:
