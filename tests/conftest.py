@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,9 @@ def clean_env() -> dict[str, str]:
 
 
 @contextmanager
-def local_stack(home: Path, *options: str) -> Iterator[RunningStack]:
+def local_stack(
+    home: Path, *options: str, environ: Mapping[str, str] | None = None
+) -> Iterator[RunningStack]:
     log = home / "up.log"
     home.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -69,7 +71,7 @@ def local_stack(home: Path, *options: str) -> Iterator[RunningStack]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=clean_env(),
+            env={**clean_env(), **(environ or {})},
             preexec_fn=die_with_parent(),
         )
     try:
@@ -97,6 +99,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """The whole local stack; tests make indexes of their own."""
     with local_stack(tmp_path_factory.mktemp("stack")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def start_stack() -> Callable[..., AbstractContextManager[RunningStack]]:
+    """`local_stack`, for tests that need a stack of another shape."""
+    return local_stack
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
