@@ -98,6 +98,7 @@ async def _verifier(
         Reject, Retry: the key service refuses, or is not there.
     """
     from schemas.errors import ErrorCode
+    from schemas.prepare import prepare_types
     from workers.client.session import Secrets, Session
     from workers.crypto.secret import SecretBytes
     from workers.errors import Fatal
@@ -109,6 +110,7 @@ async def _verifier(
     from workers.search.verify import Verifier
     from workers.storage.open import open_store
 
+    prepare_types()
     token = settings.token
     secrets = Secrets(
         token=None if token is None else token.get_secret_value(),

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from schemas.auth import Scope
 from schemas.errors import ErrorCode
 from schemas.ingest import IngestResult
+from schemas.prepare import prepare_types
 from schemas.query import Hit, QueryResult
 from schemas.values import Vector
 from workers.client.admin import Administrator
@@ -109,6 +110,7 @@ class Client:
         await self.aclose()
 
     async def _open(self) -> None:
+        prepare_types()
         broker = self._given_broker or open_broker(self._settings, client_id="sealstream-client")
         self._broker = broker
         self._directory = KeyDirectory(broker, self._settings)

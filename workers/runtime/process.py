@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 
 from schemas.errors import ErrorCode
+from schemas.prepare import prepare_types
 from workers.errors import Fatal
 from workers.kafka.broker import Broker, Producer
 from workers.kafka.open import open_broker
@@ -73,6 +74,7 @@ async def stand(settings: Settings, role: Role, broker: Broker) -> AsyncIterator
         Fatal: the identity is missing, or that of another role.
         Retry: the broker is unavailable.
     """
+    prepare_types()
     identity = WorkerIdentity.load(settings.identity_dir())
     if identity.role != role:
         raise Fatal(ErrorCode.FORBIDDEN, f"this identity is not that of a worker of role {role}")
