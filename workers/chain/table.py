@@ -20,7 +20,7 @@ from workers.chain.columns import (
     value_at,
 )
 from workers.chain.kinds import BlockKind
-from workers.chain.rows import GroupSet, ids_array
+from workers.chain.rows import GroupSet, ids_array, split_ids
 from workers.chain.segment_file import ReadStats, SegmentFile
 
 T = TypeVar("T")
@@ -132,21 +132,22 @@ class Table:
 
     async def find(self, object_ids: Sequence[bytes]) -> list[tuple[int, int, int]]:
         """Return (position in `object_ids`, row, kind) of every row with one of these ids."""
+        if not object_ids:
+            return []
         bits, _ = await self._file.run_of(BlockKind.IDTABLE, self._stats)
-        numbers = [id_bucket(one, bits) for one in object_ids]
-        distinct = sorted(set(numbers))
-        blocks = await self._file.blocks(BlockKind.IDTABLE, distinct, self._stats)
-        tables = {
-            number: np.frombuffer(block, ID_DTYPE)
-            for number, block in zip(distinct, blocks, strict=True)
-        }
-        found: list[tuple[int, int, int]] = []
-        wanted = ids_array(object_ids)
-        for i, number in enumerate(numbers):
-            table = tables[number]
-            same = np.flatnonzero((table["object_id"] == wanted[i]).all(axis=1))
-            found.extend((i, int(table["row"][at]), int(table["kind"][at])) for at in same)
-        return found
+        numbers = sorted({id_bucket(one, bits) for one in object_ids})
+        blocks = await self._file.blocks(BlockKind.IDTABLE, numbers, self._stats)
+        # Blocks go by the ids' first bits and are sorted inside: together one sorted table.
+        table = np.concatenate([np.frombuffer(block, ID_DTYPE) for block in blocks])
+        high, low = split_ids(table["object_id"])
+        wanted_high, wanted_low = split_ids(ids_array(object_ids))
+        first = np.searchsorted(high, wanted_high)
+        counts = np.searchsorted(high, wanted_high, "right") - first
+        who = np.repeat(np.arange(len(counts)), counts)
+        at = np.arange(len(who)) + np.repeat(first - np.cumsum(counts) + counts, counts)
+        same = low[at] == wanted_low[who]
+        who, rows = who[same], table[at[same]]
+        return list(zip(who.tolist(), rows["row"].tolist(), rows["kind"].tolist(), strict=True))
 
     async def _values(self, kind: BlockKind, rows: RowNumbers | None) -> list[bytes]:
         run, count = await self._file.run_of(kind, self._stats)

@@ -80,10 +80,12 @@ async def _shard(run: Run, number: int, request: Request) -> list[tuple[int, Can
 async def _documents(run: Run, number: int, holding: list[Place]) -> list[Place | None]:
     """Return the live document of each place: itself, another row of the same id, or None."""
     shard, columns = run.snapshot.shards[number], run.columns[number]
-    kinds = {segment: await columns.kinds(segment) for segment, _ in holding}
-    out: list[Place | None] = [
-        place if kinds[place[0]][place[1]] == RowKind.DOC else None for place in holding
-    ]
+    out: list[Place | None] = [None] * len(holding)
+    for segment, indexes, rows in _by_segment(holding):
+        documents = (await columns.kinds(segment))[rows] == RowKind.DOC
+        for index, is_document in zip(indexes, documents.tolist(), strict=True):
+            if is_document:
+                out[index] = holding[index]
     pairs = [index for index, place in enumerate(out) if place is None]
     if pairs:
         found = await shard.find_ids(await _object_ids(shard, [holding[i] for i in pairs]))
