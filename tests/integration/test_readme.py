@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from stack_kit import Stack
 
 from workers.client import Client
@@ -19,9 +20,14 @@ def _programs() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
-async def test_both_programs_run(stack: Stack) -> None:
+@pytest.fixture
+async def notes(stack: Stack) -> None:
     async with Client(stack.settings) as client:
         await client.create_index("notes")
+
+
+@pytest.mark.usefixtures("notes")
+def test_both_programs_run(stack: Stack) -> None:
     bare, sealed = _programs()
     environment = {**os.environ, **stack.env, "SEALSTREAM_HOME": str(stack.home)}
     for program in (bare, sealed):
