@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas.ids import Count, Hex32Field, IndexField
+from schemas.ids import Count, Hex16Field, Hex32Field, IndexField
 from schemas.message import Answer, AnswerPart
 from schemas.position import Partition, ShardNumber
 from schemas.values import Base64
@@ -18,6 +18,7 @@ class Applied(AnswerPart, frozen=True, kw_only=True):
 class IndexEvent(Answer, frozen=True, kw_only=True):
     """State of one shard after a publication, signed by its writer.
 
+    `uid`: of the index: a name may be given again, and versions then begin anew.
     `signature`: base64 of the writer's signature over the other fields.
     """
 
@@ -28,5 +29,6 @@ class IndexEvent(Answer, frozen=True, kw_only=True):
     documents: Count
     segments: Count
     head_sha256: Hex32Field
+    uid: Hex16Field | None = None
     worker: str | None = None
     signature: Base64 | None = None

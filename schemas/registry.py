@@ -106,6 +106,7 @@ MESSAGES: Final[tuple[MessageSpec, ...]] = (
             "documents": 1000,
             "segments": 4,
             "head_sha256": _SHA,
+            "uid": _SHA[:32],
             "signature": _KEY,
         },
     ),

@@ -47,6 +47,7 @@ class ShardPosition:
     """A shard's head as an index-event says it."""
 
     index: str
+    uid: bytes
     shard: int
     partition: int
     version: int
@@ -121,6 +122,7 @@ def encode_event(position: ShardPosition, identity: WorkerIdentity) -> Outgoing:
         documents=position.documents,
         segments=position.segments,
         head_sha256=position.head_sha256.hex(),
+        uid=position.uid.hex(),
         worker=identity.worker_id,
     )
     signature = identity.signing_key.sign(Info.INDEX_EVENT, key, encode(event))

@@ -197,6 +197,7 @@ class Shard:
         await self._services.emitter.event(
             ShardPosition(
                 index=self.index,
+                uid=self.uid,
                 shard=self.number,
                 partition=self.partition,
                 version=published.version,

@@ -8,7 +8,7 @@ with their ETag. The key-directory entry of an index is a projection of its reco
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final, Literal
 
 import msgspec
@@ -153,14 +153,30 @@ class Catalog:
         """Delete the record: the last step of a deletion. Raises Retry."""
         await self._store.delete([layout.catalog(self._realm.catalog_name(index))])
 
-    async def records(self) -> AsyncIterator[IndexRecord]:
-        """Yield all records, in any state and no order. Raises as `find`."""
+    async def records(
+        self, on_damage: Callable[[Damaged], None] | None = None
+    ) -> AsyncIterator[IndexRecord]:
+        """Yield all records, in any state and no order.
+
+        Args:
+            on_damage: told of each record that does not open; without it the first one is raised.
+
+        Raises:
+            Damaged, Retry: as `find`.
+        """
         async for entry in self._store.list(layout.catalog_prefix()):
             try:
                 stored = await self._store.get(entry.key)
             except NotFound:
                 continue
-            yield self._open(bytes.fromhex(entry.key.rpartition("/")[2]), stored.data)
+            try:
+                record = self._open(bytes.fromhex(entry.key.rpartition("/")[2]), stored.data)
+            except Damaged as error:
+                if on_damage is None:
+                    raise
+                on_damage(error)
+            else:
+                yield record
 
     def _seal(self, name: bytes, record: IndexRecord) -> bytes:
         return seal(

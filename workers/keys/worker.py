@@ -20,6 +20,7 @@ import structlog
 
 from schemas.codec import parse
 from schemas.errors import ErrorCode, InvalidMessage
+from schemas.prepare import prepare_types
 from schemas.topics import (
     ADMIN_REQUEST,
     ADMIN_RESULT,
@@ -58,6 +59,7 @@ from workers.runtime.wait import event_within
 from workers.settings import Settings
 from workers.storage.open import open_store
 from workers.storage.store import Store
+from workers.telemetry import metrics
 
 GROUP: Final = "sealstream-keys"
 DEFAULT_ID: Final = "keys-1"
@@ -95,6 +97,7 @@ async def serve(
     clock: Clock = time.time,
 ) -> None:
     """Run on a broker, a store and a KMS that somebody else opened (tests, one process)."""
+    prepare_types()
     worker_id = settings.worker_id or DEFAULT_ID
     health = Health(worker_id, settings.run_dir / f"{worker_id}.json")
     health.set("role", "keys")
@@ -286,7 +289,8 @@ class KeyService:
                 health.error("keep", error)
 
     async def _refresh_directory(self) -> None:
-        async for record in self._indexes.catalog.records():
+        # One damaged entry must not keep the key service from serving all other indexes.
+        async for record in self._indexes.catalog.records(_report_damage):
             await self._publisher.refresh(record, self._directory)
 
     async def _load_key(self, record: Record) -> None:
@@ -301,6 +305,11 @@ class KeyService:
 
     def _topic(self, name: str) -> str:
         return with_prefix(self._settings.topic_prefix, name)
+
+
+def _report_damage(error: Damaged) -> None:
+    metrics.DAMAGED.inc(what="keys")
+    log.error("an entry of the catalog is left out of key-directory", why=error.message)
 
 
 def _check_pinned(settings: Settings, realm: Realm) -> None:

@@ -216,6 +216,8 @@ class OpenIndexes:
         self.decoded = DecodedCache(cache_bytes - cache_bytes // 4)
         self._clock = clock
         self._open: dict[bytes, OpenIndex] = {}
+        # What signed events said of all indexes, open or not: (name, uid, shard) -> version.
+        self._announced: dict[tuple[str, bytes, int], int] = {}
 
     def open(self, lease: Lease) -> OpenIndex:
         """Return the index of a lease."""
@@ -223,13 +225,25 @@ class OpenIndexes:
         if opened is None:
             opened = OpenIndex(lease, self._store, self.blocks, self.decoded, self._directory)
             self._open[lease.uid] = opened
+            for reader in opened.readers:
+                name = (lease.index, lease.uid, reader.shard)
+                reader.expect(self._announced.get(name, 0))
         else:
             opened.use(lease)
         return opened
 
-    def by_name(self, index: str) -> OpenIndex | None:
-        """Return the open index of this name, if there is one."""
-        return next((o for o in self._open.values() if o.lease.index == index), None)
+    def announced(self, index: str, uid: bytes, shard: int) -> int:
+        """Return the newest version that was announced of a shard, 0 if none was."""
+        return self._announced.get((index, uid, shard), 0)
+
+    async def announce(self, index: str, uid: bytes, shard: int, version: int) -> None:
+        """Take what a signed index-event says: heads below `version` are refused from now on."""
+        if version <= self.announced(index, uid, shard):
+            return
+        self._announced[index, uid, shard] = version
+        opened = self._open.get(uid)
+        if opened is not None and opened.lease.index == index:
+            await opened.moved(shard, version)
 
     def sweep(self) -> None:
         """Close what has no live lease any more."""

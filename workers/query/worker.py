@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -21,7 +22,7 @@ from workers.query.indexes import OpenIndexes
 from workers.runtime.each import EachPump
 from workers.runtime.policy import DrainPolicy
 from workers.runtime.process import connections, drive, stand
-from workers.runtime.wait import event_within
+from workers.runtime.wait import Stopped, event_within, unless
 from workers.settings import Settings
 from workers.storage.store import Store
 
@@ -64,22 +65,41 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             low_latency=False,
         )
         await events.start()
+        following = asyncio.create_task(
+            _follow(events, parts.directory, indexes), name="index-events"
+        )
         try:
-            await drive(
-                pump,
-                parts.health,
-                stop,
-                _follow(events, parts.directory, indexes),
-                _sweep(indexes, stop),
-            )
+            with suppress(Stopped):
+                # What was announced before: a head that is older is refused from the first query.
+                await unless(stop, _caught_up(events, following))
+                await drive(pump, parts.health, stop, _end_of(following), _sweep(indexes, stop))
         finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
             await events.stop()
+
+
+async def _caught_up(events: TopicReader, following: asyncio.Task[None]) -> None:
+    """Wait until `following` has worked in all events that exist now. Raises what it raises."""
+    reached = asyncio.ensure_future(events.caught_up())
+    try:
+        await asyncio.wait((reached, following), return_when=asyncio.FIRST_COMPLETED)
+        (following if following.done() else reached).result()
+    finally:
+        reached.cancel()
+        await asyncio.gather(reached, return_exceptions=True)
+
+
+async def _end_of(task: asyncio.Task[None]) -> None:
+    await task
 
 
 async def _follow(reader: TopicReader, directory: KeyDirectory, indexes: OpenIndexes) -> None:
     """Take index-events as hints that a shard has moved; what does not verify is ignored."""
     while True:
-        for record in await reader.next(_POLL_S):
+        records = await reader.next(_POLL_S)
+        # The newest first: what they say covers the others, which need no verification then.
+        for record in reversed(records):
             if record.value is None:
                 continue
             try:
@@ -90,14 +110,16 @@ async def _follow(reader: TopicReader, directory: KeyDirectory, indexes: OpenInd
 
 async def _take(record: Record, directory: KeyDirectory, indexes: OpenIndexes) -> None:
     event = decode(IndexEvent, record.value)
-    opened = indexes.by_name(event.index)
-    if opened is None:
+    if event.uid is None:
+        return
+    uid = bytes.fromhex(event.uid)
+    if event.version <= indexes.announced(event.index, uid, event.shard):
         return
     certificate = verify_record(
         record, directory.key_service.sign_pub, ("index",), Info.INDEX_EVENT
     )
     if certificate.covers(event.index):
-        await opened.moved(event.shard, event.version)
+        await indexes.announce(event.index, uid, event.shard, event.version)
 
 
 async def _sweep(indexes: OpenIndexes, stop: asyncio.Event) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from chain_kit import INDEX, SIGNER, Clock, Op, batch, keys, make_writer, verify
 
+from schemas.errors import ErrorCode
 from workers.chain.bitmap import decode_dead, encode_dead, open_deletes
 from workers.chain.head import (
     Deletes,
@@ -19,7 +20,7 @@ from workers.chain.head import (
 )
 from workers.chain.kinds import RowKind
 from workers.crypto.sign import SigningKey
-from workers.errors import Damaged, Fenced
+from workers.errors import Damaged, Fenced, Reject
 from workers.storage import layout
 from workers.storage.memory import MemoryStore
 
@@ -48,6 +49,14 @@ def test_any_flipped_bit_is_damage() -> None:
         # A changed generation asks for a key that there is not: also no head.
         with pytest.raises((Damaged, AssertionError, ValueError)):
             open_head(bytes(data), INDEX, 3, keys, verify)
+
+
+def test_a_certificate_that_is_refused_is_damage() -> None:
+    def refuse(*_: object) -> None:
+        raise Reject(ErrorCode.UNAUTHENTICATED, "not from this key service")
+
+    with pytest.raises(Damaged):
+        open_head(seal_head(head(), keys, SIGNER), INDEX, 3, keys, refuse)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc0", b"\x93\xc4\x00\xc4\x00\xc4\x00", bytes(200)])
