@@ -48,6 +48,7 @@ COMMANDS: Final[tuple[Verb, ...]] = (
     Verb("topics", "workers.cli.topics:app", _OPERATE, "Create the Kafka topics."),
     Verb("config", "workers.cli.config:app", _OPERATE, "Explain the settings."),
     Verb("realm", "workers.cli.realm:app", _OPERATE, "Make the root of a deployment."),
+    Verb("bench", "workers.cli.bench:bench", _OPERATE, "Measure, against baselines."),
 )
 
 
