@@ -99,6 +99,8 @@ def vector_canary(name: str, vector: npt.NDArray[np.float32]) -> Canary:
     for values in (vector, unit):
         for width in ("<f4", "<f2"):
             patterns += _forms(values[:8].astype(width).tobytes())
+        # As it comes back from where it was stored as float16.
+        patterns += _forms(values[:8].astype("<f2").astype("<f4").tobytes())
     patterns += [repr(float(value)).encode() for value in vector[:2]]
     return Canary(name, tuple(patterns))
 

@@ -41,6 +41,14 @@ def test_finds_a_vector_as_it_is_stored(width: str, normalised: bool) -> None:
     assert scan.found == {"vector"}
 
 
+def test_finds_a_vector_that_was_stored_narrow_and_is_shown_wide() -> None:
+    vector = np.random.default_rng().normal(size=16).astype(np.float32)
+    scan = Scan()
+    shown = vector.astype("<f2").astype("<f4").tobytes()
+    scan.look([vector_canary("vector", vector)], "here", base64.b64encode(shown))
+    assert scan.found == {"vector"}
+
+
 def test_finds_a_vector_in_json() -> None:
     vector = np.random.default_rng().normal(size=16).astype(np.float32)
     scan = Scan()
