@@ -182,6 +182,19 @@ async def test_copies_and_old_requests_are_not_run(world):
     assert len(world.broker.records(ADMIN_RESULT)) == 2
 
 
+async def test_a_reply_key_that_nothing_can_be_sealed_to_is_refused(world):
+    await world.running.end()
+    service = await world.service()
+    # Nobody has to be known to send this: the key service must outlive it.
+    low = encode_base64(b"\x01" + bytes(32))
+    reply = HpkePrivateKey.generate(HpkeSuite.X25519)
+    changes = {"public_key": low, "auth": {"token": "nobody"}}
+    key, value, headers = await world.admin_record("index.list", {}, reply, **changes)
+    await service.handle(Record(ADMIN_REQUEST, 0, 0, 0, key, value, headers))
+    assert len(world.broker.records(LETTERS)) == 1
+    assert not world.broker.records(ADMIN_RESULT)
+
+
 async def test_a_request_without_a_time_only_where_clear_credentials_are_allowed(tmp_path):
     world = World(tmp_path)
     await world.open()

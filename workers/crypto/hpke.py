@@ -40,6 +40,8 @@ from workers.crypto.secret import Key, key_view
 _MLKEM_SEED = 64
 _MLKEM_PUBLIC = 1184
 _X25519 = 32
+# A point of low order gives no secret with this private key, as with any other.
+_PROBE = X25519PrivateKey.from_private_bytes(bytes(_X25519))
 
 
 @unique
@@ -67,19 +69,22 @@ class HpkePublicKey:
         """Load the raw public key of a suite.
 
         Raises:
-            InvalidKey: `raw` is no public key of this suite.
+            InvalidKey: `raw` is no public key of this suite, or a point of low order, to which
+                nothing can be sealed: refused here, where a stranger's key comes in, and not where
+                the answer goes out.
         """
         self.suite = suite
         self._encoded = bytes([suite]) + raw
         self._key: X25519PublicKey | MLKEM768X25519PublicKey
         try:
             if suite is HpkeSuite.X25519:
-                self._key = X25519PublicKey.from_public_bytes(raw)
+                self._key = x25519 = X25519PublicKey.from_public_bytes(raw)
             else:
+                x25519 = X25519PublicKey.from_public_bytes(raw[_MLKEM_PUBLIC:])
                 self._key = MLKEM768X25519PublicKey(
-                    MLKEM768PublicKey.from_public_bytes(raw[:_MLKEM_PUBLIC]),
-                    X25519PublicKey.from_public_bytes(raw[_MLKEM_PUBLIC:]),
+                    MLKEM768PublicKey.from_public_bytes(raw[:_MLKEM_PUBLIC]), x25519
                 )
+            _PROBE.exchange(x25519)
         except ValueError as exc:
             raise InvalidKey("not a public key of this suite") from exc
 
@@ -112,15 +117,9 @@ class HpkePublicKey:
         Args:
             info: what the message is and depends on: `info.info(...)`.
             plaintext: bytes-like or a `SecretBytes`.
-
-        Raises:
-            InvalidKey: The key is a point of low order, which gives no secret.
         """
         view = key_view(plaintext, len(plaintext))
-        try:
-            return _SUITES[self.suite].encrypt(view, self._key, info)
-        except ValueError as exc:
-            raise InvalidKey("nothing can be sealed to this public key") from exc
+        return _SUITES[self.suite].encrypt(view, self._key, info)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, HpkePublicKey) and self._encoded == other._encoded

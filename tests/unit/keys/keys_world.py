@@ -236,13 +236,14 @@ class World:
         """Return key, value and headers of an admin-request."""
         request_id = changes.pop("request_id", str(uuid4()))
         caller: Caller = changes.pop("caller", self.admin_caller)
+        public_key = changes.pop("public_key", encode_base64(reply.public.encode()))
         body = {
             "v": 1,
             "request_id": request_id,
             "auth": {"token": self.token},
             "op": op,
             "args": args,
-            "reply": {"public_key": encode_base64(reply.public.encode())},
+            "reply": {"public_key": public_key},
             "issued_ms": int(self.clock() * 1000),
             **changes,
         }

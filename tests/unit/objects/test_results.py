@@ -52,9 +52,11 @@ def test_a_sealed_result_opens_for_the_producer_alone(suite: HpkeSuite) -> None:
     assert b"secret" not in out.value
 
 
-def test_a_reply_key_that_is_none_is_refused() -> None:
+# The second is a point of low order: sealing to it would fail, and end the worker.
+@pytest.mark.parametrize("reply_key", [b"\x09nonsense", b"\x01" + bytes(32)])
+def test_a_reply_key_that_is_none_is_refused(reply_key: bytes) -> None:
     with pytest.raises(Reject) as refusal:
-        encode_result(RESULT, key=b"i/0", reply_key=b"\x09nonsense", identity=WORKER)
+        encode_result(RESULT, key=b"i/0", reply_key=reply_key, identity=WORKER)
     assert (refusal.value.code, refusal.value.field) == (
         ErrorCode.INVALID_MESSAGE,
         "reply.public_key",
