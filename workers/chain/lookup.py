@@ -11,8 +11,8 @@ What was found, also "nothing", is cached per (segment, chain).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from workers.chain.padding import unpad
 from workers.chain.seals import SegmentSeals
 from workers.chain.segment_file import THREAD_BYTES, ReadStats, SegmentFile, gather_all
 from workers.storage.cache import BlockCache
+
+T = TypeVar("T")
 
 Request = tuple[NodeKind, bytes]
 """A chain: its kind and its token (32 bytes)."""
@@ -85,14 +87,19 @@ async def _read_buckets(
     distinct = sorted(set(places))
     # The directories come along: whoever finds rows will read them.
     blocks, _ = await asyncio.gather(
-        gather_all([files[i].bucket(number, stats) for i, number in distinct]),
-        gather_all([files[i].directory(stats) for i in sorted({i for i, _ in distinct})]),
+        _lot(lambda: [files[i].bucket(number, stats) for i, number in distinct]),
+        _lot(lambda: [files[i].directory(stats) for i in sorted({i for i, _ in distinct})]),
     )
     buckets = {place: Bucket(block) for place, block in zip(distinct, blocks, strict=True)}
     return [
         (probe, buckets[place].find(probe.label))
         for probe, place in zip(probes, places, strict=True)
     ]
+
+
+async def _lot(make: Callable[[], Sequence[Coroutine[Any, Any, T]]]) -> list[T]:
+    """Make coroutines and await them: none is made if this is cancelled before it begins."""
+    return await gather_all(make())
 
 
 async def _read_nodes(
@@ -106,8 +113,8 @@ async def _read_nodes(
     large = [(probe, slot) for probe, slot in slots if slot is not None and not slot.node]
     dummies = [probe for probe, slot in slots if _wants_dummy(files[probe.segment], slot)]
     blobs, _ = await asyncio.gather(
-        gather_all([files[p.segment].read(s.place, s.length, stats) for p, s in large]),
-        gather_all([_dummy_read(files[p.segment], p.label, stats) for p in dummies]),
+        _lot(lambda: [files[p.segment].read(s.place, s.length, stats) for p, s in large]),
+        _lot(lambda: [_dummy_read(files[p.segment], p.label, stats) for p in dummies]),
     )
     sealed = [(probe, slot.node, False) for probe, slot in slots if slot is not None and slot.node]
     sealed += [(probe, blob, True) for (probe, _), blob in zip(large, blobs, strict=True)]

@@ -105,7 +105,9 @@ class QueryHandler:
         if isinstance(refusal, Damaged):
             metrics.DAMAGED.inc(what="query")
             log.error("stored data damaged", why=refusal.message)
-            return
+            if incoming.address is not None:
+                return
+            # Sealed, and its key is what is damaged: nobody can be told.
         await self._stand.dead_letters.send(
             incoming.record, refusal.info(), 1, sealed=incoming.sealed
         )
