@@ -94,7 +94,7 @@ def check_batch(batch: UpdateBatch, config: IndexConfig) -> Checked:
             vectors.append(op.vector)
             vector_ops.append(number)
             vector = np.frombuffer(op.vector, "<f4").astype(np.float32, copy=False)
-        ops.append(_pending(op, packs, None if stored == "int8" else vector, stored))
+        ops.append(_pending(op, packs, None if stored == "int8" else vector, config))
     terms = _terms(batch)
     words = [(token, number) for number, op in enumerate(batch.ops) for token in op.keywords]
     word_tokens, word_ops = np.array(words, dtype=np.int64).reshape(-1, 2).T
@@ -110,7 +110,9 @@ def check_batch(batch: UpdateBatch, config: IndexConfig) -> Checked:
     )
 
 
-def _pending(op: UpdateOp, packs: dict[bytes, bytes], vector: F32 | None, stored: str) -> PendingOp:
+def _pending(
+    op: UpdateOp, packs: dict[bytes, bytes], vector: F32 | None, config: IndexConfig
+) -> PendingOp:
     kind = ROW_KINDS.get(op.kind)
     if kind is None:
         raise Reject(ErrorCode.UNSUPPORTED, "an operation of a kind this version does not know")
@@ -127,14 +129,17 @@ def _pending(op: UpdateOp, packs: dict[bytes, bytes], vector: F32 | None, stored
         object_id=op.object_id,
         groups=tuple(op.groups),
         caller_groups=tuple(op.caller_groups),
-        overwrite_by_scope=op.scope_overwrite,
+        # The index's own setting decides, not the word of an ingest worker.
+        overwrite_by_scope=op.scope_overwrite and config.overwrite == "scope",
         if_version=op.if_version,
         issued_ms=op.issued_ms,
         metadata=op.metadata,
         object=op.content,
         pack=pack,
         lengths={one.name: one.length for one in op.fields},
-        vector=vector if vector is None or stored == "float32" else vector.astype(np.float16),
+        vector=vector
+        if vector is None or config.storage_precision == "float32"
+        else vector.astype(np.float16),
     )
 
 

@@ -172,3 +172,10 @@ def test_a_vector_that_is_not_finite_is_refused() -> None:
     with pytest.raises(Reject) as refusal:
         check_batch(bad, IndexConfig(dimension=2))
     assert refusal.value.code is ErrorCode.INVALID_MESSAGE
+
+
+def test_the_scope_alone_allows_overwriting_only_where_the_index_says_so() -> None:
+    claimed = batch({}, op("a", OpKind.DELETE, scope_overwrite=True))
+    for setting, allowed in (("members", False), ("scope", True)):
+        [pending] = check_batch(claimed, IndexConfig(overwrite=setting)).ops
+        assert pending.overwrite_by_scope is allowed
