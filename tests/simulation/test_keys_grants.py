@@ -171,6 +171,20 @@ async def test_a_decision_names_the_caller_and_is_reused(world):
         decision.require(Scope.DECRYPT)
 
 
+async def test_a_decision_ends_with_its_index(world):
+    await world.create("acme/docs")
+    holder = await world.holder("ingest-1")
+    caller = world.admin_caller
+    auth = caller.auth("acme/docs")
+    decision = await holder.decide("acme/docs", auth, **caller.proof())
+    assert (await world.admin("index.delete", {"index": "acme/docs"})).status == "ok"
+    await world.directory.refresh()
+    with pytest.raises(Reject, match="UNKNOWN_INDEX"):
+        await holder.decide("acme/docs", auth, **caller.proof())
+    await world.create("acme/docs")
+    assert await holder.decide("acme/docs", auth, **caller.proof()) is not decision
+
+
 async def test_a_copied_credential_is_useless(world):
     await world.create("acme/docs")
     holder = await world.holder("ingest-1")

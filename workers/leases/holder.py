@@ -3,8 +3,8 @@
 One `LeaseHolder` per worker process. Invariants:
 - Keys live in memory only and end with their lease; renewal starts at two thirds of its life.
 - One request at a time per index and kind of lease: who comes meanwhile shares the answer.
-- Decisions are reused for at most `decision_cache_s`, by the hash of the credential; refusals are
-  not reused, so that an index that was created just now is known at once.
+- Decisions are reused for at most `decision_cache_s`, by the hash of index (name and uid) and
+  credential; refusals are not reused, so that an index that was created just now is known at once.
 - Only a grant that answers an outstanding request, as asked, is taken (`grant.py`).
 """
 
@@ -262,7 +262,10 @@ class LeaseHolder:
             Retry: KEY_UNAVAILABLE.
         """
         self._check_form(auth, message_id, issued_ms)
-        name = hashlib.sha256(lp(index, auth.sealed or "", auth.token or "")).digest()
+        # By uid too: a decision about an index says nothing about the next one of that name.
+        entry = self._directory.find(index)
+        uid = b"" if entry is None else entry.uid
+        name = hashlib.sha256(lp(index, uid, auth.sealed or "", auth.token or "")).digest()
         decision = self._decided(name)
         if decision is None:
             async with self._lock(name):
