@@ -182,6 +182,26 @@ async def test_copies_and_old_requests_are_not_run(world):
     assert len(world.broker.records(ADMIN_RESULT)) == 2
 
 
+async def test_a_copied_deletion_does_not_delete_the_next_index_of_the_name(world):
+    await world.create("a")
+    await world.running.end()
+    service = await world.service()
+    reply = HpkePrivateKey.generate(HpkeSuite.X25519)
+    key, value, headers = await world.admin_record("index.delete", {"index": "a"}, reply)
+    await service.handle(Record(ADMIN_REQUEST, 0, 0, 0, key, value, headers))
+    world.clock.pass_s(61)
+    again = await world.admin_record("index.create", {"index": "a"}, reply)
+    await service.handle(Record(ADMIN_REQUEST, 0, 1, 0, *again))
+    # It never saw the deletion.
+    other = await world.service()
+    await other.handle(Record(ADMIN_REQUEST, 0, 2, 0, key, value, headers))
+    results = [world.open_result(r, reply) for r in world.broker.records(ADMIN_RESULT)[-3:]]
+    assert [one.status for one in results] == ["ok", "ok", "error"]
+    assert results[-1].error.code is ErrorCode.CONFLICT
+    await world.directory.refresh()
+    assert world.directory.find("a") is not None
+
+
 async def test_a_reply_key_that_nothing_can_be_sealed_to_is_refused(world):
     await world.running.end()
     service = await world.service()

@@ -387,6 +387,10 @@ class Admin:
             # Once it is deleting, its keys may be gone: who asked was proved before.
             await self._indexes.prove(record, principal.index_key)
         check_owner(principal, record, principal.index_key)
+        issued_ms = request.issued_ms
+        if issued_ms is not None and issued_ms + CLOCK_SKEW_S * 1000 < record.created_ms:
+            # A copy, sent where the first one was not seen: another instance, or after a restart.
+            raise Reject(ErrorCode.CONFLICT, "issued before this index was made", field="issued_ms")
         await self._note(request, caller=principal)
         with _begun():
             if record.state == "live":
