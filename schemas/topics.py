@@ -31,6 +31,8 @@ CONTENT_SEALED: Final = "application/vnd.sealstream.sealed"
 HEADER_CONTENT_TYPE: Final = "content-type"
 HEADER_TRACEPARENT: Final = "traceparent"
 HEADER_SIGNATURE: Final = "sealstream-sig"
+HEADER_REPLY: Final = "sealstream-reply"
+"""`<request id>/<partition>` of a sealed query: where to say that it cannot be opened."""
 HEADER_REPLAY: Final = "sealstream-replay"
 """Offset at which a replayed record first stood: its place in the order of operations."""
 

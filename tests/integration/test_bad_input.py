@@ -501,6 +501,18 @@ async def test_a_wrong_key_by_the_client(world: World) -> None:
             assert refused.value.code is ErrorCode.WRONG_KEY
 
 
+async def test_a_wrong_key_for_an_index_nobody_asked_before(world: World) -> None:
+    """No query worker holds a key that opens the sealed request: the refusal finds its way."""
+    index = new_name("cold")
+    async with connect(world.stack, index_key=os.urandom(32)) as owner:
+        await owner.create_index(index, kms={"provider": "none"})
+        async with connect(world.stack, index_key=os.urandom(32)) as stranger:
+            with pytest.raises(Reject) as refused:
+                await stranger.search(index, "x", timeout_s=QUERY_S)
+        assert refused.value.code is ErrorCode.WRONG_KEY
+        assert await owner.count(index, timeout_s=QUERY_S) == 0
+
+
 async def test_an_old_operation_is_no_news(world: World) -> None:
     """A signed record from the past, produced again, does not undo what came after it."""
     doc, topic = f"replayed-{uuid.uuid4().hex}", "plaintext-ingest"

@@ -520,8 +520,9 @@ async def test_a_content_above_the_limit_is_refused(client: Client) -> None:
     with pytest.raises(Reject) as refused:
         await client.ingest(index, "big", content=bytes(512 * 1024 + 1))
     assert refused.value.code is ErrorCode.TOO_LARGE
-    done = await client.ingest(index, "just fits", content="x" * (512 * 1024))
-    assert done.status == "accepted"
+    for content in ("x" * (512 * 1024), bytes(512 * 1024)):
+        done = await client.ingest(index, "just fits", content=content)
+        assert done.status == "accepted"
 
 
 async def test_explain(library: Library) -> None:

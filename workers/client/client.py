@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import numpy.typing as npt
 
@@ -35,6 +35,9 @@ from workers.kafka.open import open_broker
 from workers.leases.directory import KeyDirectory
 from workers.leases.holder import SUITES
 from workers.settings import Settings, load_settings
+
+# A content of the largest size is base64 twice once it is sealed; still below brokers' 1 MiB.
+_MAX_RECORD_BYTES: Final = 1_000_000
 
 VectorLike = npt.ArrayLike | Vector
 T = TypeVar("T")
@@ -111,7 +114,10 @@ class Client:
 
     async def _open(self) -> None:
         prepare_types()
-        broker = self._given_broker or open_broker(self._settings, client_id="sealstream-client")
+        broker = self._given_broker or open_broker(
+            self._settings.model_copy(update={"max_record_bytes": _MAX_RECORD_BYTES}),
+            client_id="sealstream-client",
+        )
         self._broker = broker
         self._directory = KeyDirectory(broker, self._settings)
         await self._directory.start()

@@ -99,13 +99,13 @@ class Connection:
         return await self.producer.send_and_wait(topic, value, key=key, headers=headers)
 
     def open_reply(self, record: Record, kind: Info, *context: Part) -> bytes:
-        """Return the JSON of a result, opened if it is sealed to this session.
+        """Return the JSON of a result. Every request asks for a sealed one.
 
         Raises:
             Reject: INVALID_MESSAGE, it is not sealed to this session, or for another request.
         """
         if record.header(HEADER_CONTENT_TYPE) != CONTENT_SEALED.encode():
-            return record.value or b""
+            raise Reject(ErrorCode.INVALID_MESSAGE, "a result is in clear that should be sealed")
         try:
             sealed = decode(SealedValue, record.value)
             return self.session.reply_key.open(info(kind, *context), sealed.ciphertext())

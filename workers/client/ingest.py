@@ -79,7 +79,7 @@ class Ingestor:
         self._started = False
         # By the record's key: all operations on one document, in the order they were produced.
         self._waiting: dict[bytes, dict[str, Submitted]] = {}
-        self._applied: dict[tuple[str, int], int] = {}
+        self._applied: dict[tuple[str, int, int], int] = {}
         self._changed = asyncio.Condition()
 
     async def start(self) -> None:
@@ -228,7 +228,7 @@ class Ingestor:
             Retry: DEADLINE_EXCEEDED.
         """
         await self.start()
-        name = (index, position.shard)
+        name = (index, position.shard, position.partition)
         try:
             async with asyncio.timeout(timeout_s), self._changed:
                 await self._changed.wait_for(lambda: self._applied.get(name, -1) >= position.offset)
@@ -267,8 +267,8 @@ class Ingestor:
         if not waiting:
             return
         service = self._connection.directory.key_service.sign_pub
-        verify_record(record, service, ("ingest", "index"), Info.INGEST_RESULT)
         anyone = next(iter(waiting.values()))
+        verify_record(record, service, ("ingest", "index"), Info.INGEST_RESULT, index=anyone.index)
         value = self._connection.open_reply(record, Info.INGEST_RESULT, anyone.index, anyone.id)
         try:
             result = decode(IngestResult, value)
@@ -286,12 +286,13 @@ class Ingestor:
         if record.value is None:
             return
         service = self._connection.directory.key_service.sign_pub
-        verify_record(record, service, ("index",), Info.INDEX_EVENT)
         try:
             event = decode(IndexEvent, record.value)
         except InvalidMessage as error:
             raise Reject(error.code, error.message) from error
-        name = (event.index, event.shard)
+        verify_record(record, service, ("index",), Info.INDEX_EVENT, index=event.index)
+        # By partition too: offsets of an earlier index of this name say nothing about another one.
+        name = (event.index, event.shard, event.applied.partition)
         if event.applied.offset > self._applied.get(name, -1):
             async with self._changed:
                 self._applied[name] = event.applied.offset

@@ -6,13 +6,13 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from schemas.codec import convert, decode, encode, to_plain
 from schemas.errors import InvalidMessage
 from schemas.ingest import IngestResult
 from schemas.query import QueryRequest, QueryResult
-from schemas.topics import QUERY_REQUEST, QUERY_RESULT
+from schemas.topics import HEADER_REPLY, QUERY_REQUEST, QUERY_RESULT
 from workers.client.connection import Connection, new_id, timed_out
 from workers.client.replies import Listener
 from workers.crypto.info import Info
@@ -27,6 +27,11 @@ FANOUT: Final = 4
 _GRACE_S: Final = 2.0
 
 
+class _Asked(NamedTuple):
+    index: str
+    answer: asyncio.Future[QueryResult]
+
+
 class Querier:
     """The query half of a client. Listens on one partition of `query-result` from its first use."""
 
@@ -37,7 +42,7 @@ class Querier:
         self._partition = 0
         self._listener: Listener | None = None
         self._starting = asyncio.Lock()
-        self._waiting: dict[bytes, asyncio.Future[QueryResult]] = {}
+        self._waiting: dict[bytes, _Asked] = {}
 
     async def start(self) -> None:
         """Listen for results; harmless to repeat. Raises Retry, Fatal."""
@@ -56,8 +61,8 @@ class Querier:
         """Stop listening; who still waits is cancelled."""
         if self._listener is not None:
             await self._listener.stop()
-        for waiting in self._waiting.values():
-            waiting.cancel()
+        for asked in self._waiting.values():
+            asked.answer.cancel()
 
     async def query(
         self,
@@ -104,8 +109,11 @@ class Querier:
         value, headers = await self._connection.headers(
             Info.QUERY_VALUE, index, self._topic, key, encode(request)
         )
+        if session.protection == "sealed":
+            # A worker that cannot open the request can only answer by what stands outside.
+            headers = (*headers, (HEADER_REPLY, f"{request_id}/{self._partition}".encode()))
         waiting: asyncio.Future[QueryResult] = asyncio.get_running_loop().create_future()
-        self._waiting[request_id.encode()] = waiting
+        self._waiting[request_id.encode()] = _Asked(index, waiting)
         try:
             async with asyncio.timeout(timeout_s + _GRACE_S):
                 await self._connection.send(self._topic, key, value, headers)
@@ -119,19 +127,19 @@ class Querier:
         return result
 
     def _on_result(self, record: Record) -> None:
-        waiting = self._waiting.get(record.key or b"")
-        if waiting is None or waiting.done():
+        asked = self._waiting.get(record.key or b"")
+        if asked is None or asked.answer.done():
             return
         request_id = (record.key or b"").decode()
         service = self._connection.directory.key_service.sign_pub
-        verify_record(record, service, ("query",), Info.QUERY_RESULT)
+        verify_record(record, service, ("query",), Info.QUERY_RESULT, index=asked.index)
         value = self._connection.open_reply(record, Info.QUERY_RESULT, request_id)
         try:
             result = decode(QueryResult, value)
         except InvalidMessage as error:
             raise Reject(error.code, error.message) from error
         if result.request_id == request_id:
-            waiting.set_result(result)
+            asked.answer.set_result(result)
 
 
 def _positions(results: Sequence[IngestResult]) -> list[dict[str, int]]:

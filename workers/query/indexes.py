@@ -31,6 +31,7 @@ from workers.leases.lease import Decision, Lease
 from workers.search.cache import DecodedCache
 from workers.search.context import SearchContext
 from workers.search.snapshot import IndexSnapshot, ShardSnapshot
+from workers.storage import layout
 from workers.storage.cache import BlockCache
 from workers.storage.store import Store
 from workers.vector.centroids import VectorState
@@ -48,7 +49,7 @@ class OpenIndex:
     Args:
         lease: the keys; replaced by `use` when they are renewed.
         store: read-only credentials suffice.
-        blocks: ciphertext blocks, shared by all indexes.
+        blocks: parts of segments, sealed or opened, shared by all indexes.
         decoded: decoded columns, shared by all indexes.
         directory: names the key service that certifies writers.
     """
@@ -63,6 +64,7 @@ class OpenIndex:
     ) -> None:
         self.lease = lease
         self._store = store
+        self._blocks = blocks
         self._decoded = decoded
         self._tokens = TokenCache(lease.tag)
         self._states: OrderedDict[tuple[int, bytes], VectorState] = OrderedDict()
@@ -133,7 +135,8 @@ class OpenIndex:
         return SearchContext(
             config=lease.config,
             tokens=self._tokens,
-            object_id=lambda doc_id: object_id(tag, doc_id),
+            # Asked for anew each time: the key of a lease that ended is wiped.
+            object_id=lambda doc_id: object_id(self.lease.tag, doc_id),
             groups=frozenset(group_token(tag, group) for group in decision.groups),
             cache=self._decoded,
             centroid_tokens=self._centroid_tokens,
@@ -150,6 +153,7 @@ class OpenIndex:
         self._tokens.clear()
         self._states.clear()
         self._decoded.forget(self.lease.uid)
+        self._blocks.forget(layout.index_prefix(self.lease.uid))
 
     def _segment_key(self, generation: int) -> SecretBytes:
         return self.lease.keys(generation, Purpose.SEGMENT)
@@ -211,7 +215,7 @@ class OpenIndexes:
         """
         self._store = store
         self._directory = directory
-        # Ciphertext is only read again when decoded columns were dropped: a quarter is enough.
+        # Blocks are only read again when decoded columns were dropped: a quarter is enough.
         self.blocks = BlockCache(cache_bytes // 4)
         self.decoded = DecodedCache(cache_bytes - cache_bytes // 4)
         self._clock = clock

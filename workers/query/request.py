@@ -15,7 +15,7 @@ from schemas.errors import ErrorCode, InvalidMessage
 from schemas.ids import check_uuid
 from schemas.query import SEALED_INCLUDES, Include, QueryRequest, Reply, requires_sealed_reply
 from schemas.sealed import SealedValue
-from schemas.topics import CONTENT_SEALED, HEADER_CONTENT_TYPE, HEADER_SIGNATURE
+from schemas.topics import CONTENT_SEALED, HEADER_CONTENT_TYPE, HEADER_REPLY, HEADER_SIGNATURE
 from workers.crypto.info import Info
 from workers.errors import Reject
 from workers.kafka.broker import Record
@@ -68,6 +68,7 @@ async def read(incoming: Incoming, holder: LeaseHolder) -> QueryRequest:
     incoming.sealed = record.header(HEADER_CONTENT_TYPE) == CONTENT_SEALED.encode()
     index = None
     if incoming.sealed:
+        incoming.address = _outer_address(record)
         wrapped = decode(SealedValue, value)
         index = wrapped.index
         value = await holder.open_value(Info.QUERY_VALUE, wrapped, auth=outer_auth(record))
@@ -110,6 +111,19 @@ async def authorise(
     )
     decision.require(Scope.INDEX, *(_SCOPES[i] for i in request.include if i in _SCOPES))
     return decision
+
+
+def _outer_address(record: Record) -> Address | None:
+    """Read whom to tell that a sealed request cannot be opened: in clear, to query-result only."""
+    raw = record.header(HEADER_REPLY)
+    if raw is None:
+        return None
+    request_id, _, partition = raw.decode("ascii", "replace").partition("/")
+    try:
+        check_uuid(request_id, HEADER_REPLY)
+        return Address(request_id, convert(Reply, {"partition": int(partition)}))
+    except ValueError as error:
+        raise InvalidMessage("must be <request id>/<partition>", HEADER_REPLY) from error
 
 
 def _address(parsed: dict[str, Any]) -> Address | None:
