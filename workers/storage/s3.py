@@ -254,7 +254,7 @@ def _profile(config: StoreConfig) -> Boto3CredentialProvider | None:
     """Return what reads and renews the credentials of a named profile (needs boto3)."""
     if config.profile is None or config.access_key_id is not None:
         return None
-    import boto3  # type: ignore[import-untyped]
+    import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
 
     return Boto3CredentialProvider(boto3.Session(profile_name=config.profile))
