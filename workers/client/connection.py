@@ -104,7 +104,7 @@ class Connection:
         Raises:
             Reject: INVALID_MESSAGE, it is not sealed to this session, or for another request.
         """
-        if record.header(HEADER_CONTENT_TYPE) != CONTENT_SEALED.encode():
+        if not is_sealed(record):
             raise Reject(ErrorCode.INVALID_MESSAGE, "a result is in clear that should be sealed")
         try:
             sealed = decode(SealedValue, record.value)
@@ -113,6 +113,11 @@ class Connection:
             raise Reject(
                 ErrorCode.INVALID_MESSAGE, "a result does not open with this session's reply key"
             ) from error
+
+
+def is_sealed(record: Record) -> bool:
+    """Tell whether a result says that it is sealed."""
+    return record.header(HEADER_CONTENT_TYPE) == CONTENT_SEALED.encode()
 
 
 def new_id() -> str:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from schemas.codec import convert, decode, encode, to_plain
-from schemas.errors import InvalidMessage
+from schemas.errors import ErrorCode, InvalidMessage
 from schemas.ingest import IngestResult
 from schemas.query import QueryRequest, QueryResult
 from schemas.topics import HEADER_REPLY, QUERY_REQUEST, QUERY_RESULT
-from workers.client.connection import Connection, new_id, timed_out
+from workers.client.connection import Connection, is_sealed, new_id, timed_out
 from workers.client.replies import Listener
 from workers.crypto.info import Info
 from workers.errors import Reject
@@ -28,7 +28,7 @@ _GRACE_S: Final = 2.0
 
 
 class _Asked(NamedTuple):
-    index: str
+    name: str
     answer: asyncio.Future[QueryResult]
 
 
@@ -132,12 +132,17 @@ class Querier:
             return
         request_id = (record.key or b"").decode()
         service = self._connection.directory.key_service.sign_pub
-        verify_record(record, service, ("query",), Info.QUERY_RESULT, index=asked.index)
-        value = self._connection.open_reply(record, Info.QUERY_RESULT, request_id)
+        verify_record(record, service, ("query",), Info.QUERY_RESULT, index=asked.name)
+        value = record.value or b""
+        if is_sealed(record):
+            value = self._connection.open_reply(record, Info.QUERY_RESULT, request_id)
         try:
             result = decode(QueryResult, value)
         except InvalidMessage as error:
             raise Reject(error.code, error.message) from error
+        if result.error is None and not is_sealed(record):
+            # In clear comes only that a request could not be opened.
+            raise Reject(ErrorCode.INVALID_MESSAGE, "a result is in clear that should be sealed")
         if result.request_id == request_id:
             asked.answer.set_result(result)
 

@@ -38,9 +38,21 @@ def signature_headers(identity: WorkerIdentity, kind: Info, key: bytes, value: b
 
 
 def verify_record(
-    record: Record, service: VerifyKey, roles: tuple[Role, ...], kind: Info
+    record: Record,
+    service: VerifyKey,
+    roles: tuple[Role, ...],
+    kind: Info,
+    *,
+    index: str | None = None,
 ) -> WorkerCertificate:
     """Check that a certified worker of one of `roles` signed a record.
+
+    Args:
+        record: as read.
+        service: the key service's verify key.
+        roles: who may have written it.
+        kind: the domain of the signature.
+        index: what the record is about, if that is known: the certificate must cover it.
 
     Raises:
         Reject: UNAUTHENTICATED, a header is missing or does not verify; EXPIRED, the certificate.
@@ -54,6 +66,10 @@ def verify_record(
         raise Reject(ErrorCode.EXPIRED, "the record is signed under an expired certificate")
     if certificate.role not in roles:
         raise Reject(ErrorCode.UNAUTHENTICATED, "the record is signed by a worker of another role")
+    if index is not None and not certificate.covers(index):
+        raise Reject(
+            ErrorCode.UNAUTHENTICATED, "the record is signed by a worker for other indexes"
+        )
     try:
         certificate.verify_key.verify(signature, kind, record.key or b"", record.value or b"")
     except CryptoError as error:
