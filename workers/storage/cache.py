@@ -1,7 +1,8 @@
 """A bounded cache of immutable byte ranges.
 
 Only for objects that are never replaced (segments, packs, centroids): a block is never checked
-again. Blocks hold ciphertext as the store returned it.
+again. Blocks hold what their readers put in: ciphertext as the store returned it, or (segments)
+what was opened from it, so an index's blocks go with its keys (`forget`).
 """
 
 from __future__ import annotations
@@ -94,6 +95,11 @@ class BlockCache:
     def drop(self, key: str) -> None:
         """Forget all blocks of an object. Looks at every block: for errors, not for each read."""
         for block in [block for block in self._blocks if block[0] == key]:
+            self._grow(-len(self._blocks.pop(block)) - _ENTRY_BYTES)
+
+    def forget(self, prefix: str) -> None:
+        """Forget all blocks of the objects under a prefix. Looks at every block."""
+        for block in [block for block in self._blocks if block[0].startswith(prefix)]:
             self._grow(-len(self._blocks.pop(block)) - _ENTRY_BYTES)
 
     async def _load(self, block: BlockId, loader: Callable[[], Awaitable[bytes]]) -> bytes:

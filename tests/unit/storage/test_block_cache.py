@@ -111,6 +111,16 @@ async def test_drop_forgets_an_object() -> None:
     assert cache.stats.bytes == 1 + _ENTRY_BYTES
 
 
+def test_forget_takes_everything_under_a_prefix() -> None:
+    cache = BlockCache(100_000)
+    for key in ("a/x", "a/y#open", "ab/x"):
+        cache.put((key, 0, 1), b"1")
+    cache.forget("a/")
+    assert cache.peek(("a/x", 0, 1)) is cache.peek(("a/y#open", 0, 1)) is None
+    assert cache.peek(("ab/x", 0, 1)) == b"1"
+    assert cache.stats.bytes == 1 + _ENTRY_BYTES
+
+
 def test_zero_bytes_keep_nothing() -> None:
     cache = BlockCache(0)
     cache.put(("a", 0, 1), b"1")
