@@ -33,12 +33,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from schemas.errors import ErrorCode
 from schemas.filter import And, Compare, Filter, FilterOp, Not, Or
+from schemas.ingest import MetadataValue
+from workers.errors import Damaged
 from workers.text.varint import Ints
 
 Mask = npt.NDArray[np.bool_]
 _EXACT_FLOAT: Final = 2**53
 MISSING: Final = 3
+_metadata: Final = msgspec.msgpack.Decoder(dict[str, MetadataValue])
 _NEGATIVE: Final = {FilterOp.NE: FilterOp.EQ, FilterOp.NIN: FilterOp.IN}
 
 
@@ -97,14 +101,15 @@ def decode_metadata(value: bytes) -> dict[str, Any]:
     """Return the metadata of one row.
 
     Raises:
-        ValueError: if it is not a msgpack map.
+        Damaged: it is none that the contract knows. An ingest worker wrote it and nobody after it
+            looked inside.
     """
     if not value:
         return {}
     try:
-        return msgspec.msgpack.decode(value, type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise ValueError("metadata is not a msgpack map") from error
+        return _metadata.decode(value)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise Damaged(ErrorCode.DAMAGED, "the metadata of a document does not decode") from error
 
 
 def build_columns(metadata: Sequence[bytes]) -> MetadataColumns:

@@ -186,8 +186,8 @@ def _check_segment(file: SegmentFile, live: Mask, where: str, report: Report) ->
     for row in np.flatnonzero(live).tolist():
         try:
             decode_metadata(rows.metadata[row])
-        except ValueError as error:
-            report.problems.append(Problem(where, str(error)))
+        except Damaged as error:
+            report.problems.append(Problem(where, error.message))
     for entry in segment.dictionary():
         report.nodes += 1
         try:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from schemas.filter import FilterOp, parse_filter
-from workers.search.filter import build_columns, evaluate, order_keys
+from workers.errors import Damaged
+from workers.search.filter import build_columns, decode_metadata, evaluate, order_keys
 
 ROWS = [
     {"year": 1990, "lang": "en", "tags": ["a", "b"], "flag": True},
@@ -165,3 +166,19 @@ def test_order_keys():
     assert order_keys(columns, "year", ascending=False)[5] == (0, 2010)
     assert order_keys(columns, "tags", ascending=True)[3] == (0, 3)
     assert order_keys(columns, "nothing", ascending=True) == [(3, 0)] * 6
+
+
+# What an ingest worker wrote: it must not end the query worker, which serves other indexes too.
+@pytest.mark.parametrize(
+    "packed",
+    [
+        b"\xc1",
+        msgspec.msgpack.encode([1]),
+        msgspec.msgpack.encode({"a": {"b": 1}}),
+        msgspec.msgpack.encode({"a": msgspec.msgpack.Ext(5, b"x")}),
+        b"\x81\xa1a" + b"\x91" * 100_000,
+    ],
+)
+def test_metadata_that_nobody_could_have_sent_is_damage(packed: bytes) -> None:
+    with pytest.raises(Damaged):
+        decode_metadata(packed)
