@@ -14,6 +14,8 @@ this order:
     CONFLICT    signed more than 60 s before the latest signed operation on the id: a replay
     FORBIDDEN   the id has a document, and the caller is in none of its groups
     CONFLICT    `if_version` is not the document's version (0: there is none)
+    TOO_LARGE   it would give the shard more than 256 text fields: each costs 4 bytes a row, used or
+                not, in every process that writes or reads the shard
 
 FORBIDDEN concerns keywords too: who may not change a document may not make it found, or unfound.
 The version counts applied upserts and deletes of an id while its tombstone lives; the first is 1.
@@ -35,6 +37,9 @@ from workers.chain.state import SegmentTable, match_ids
 
 REPLAY_MS = 60_000
 """How much earlier than the recorded one an operation may be signed."""
+
+MAX_FIELDS = 256
+"""Text fields of one shard."""
 
 NEW = -1
 """Segment number of rows that this batch makes."""
@@ -80,6 +85,7 @@ def resolve(tables: Sequence[SegmentTable], ops: Sequence[PendingOp]) -> Resolut
     """Decide a batch, each operation seeing what those before it did. Pure; changes no table."""
     result = Resolution()
     known = _known_rows(tables, ops)
+    fields = {name for table in tables for name in table.lengths}
     for index, op in enumerate(ops):
         rows = known.setdefault(op.object_id, [])
         source = (op.order.stream, op.order.partition)
@@ -87,10 +93,11 @@ def resolve(tables: Sequence[SegmentTable], ops: Sequence[PendingOp]) -> Resolut
         if rows and _is_late(rows, source, op.order.offset, final=final):
             result.outcomes.append(_IGNORED)
             continue
-        error = _refuse(rows, op)
+        error = _refuse(rows, op) or _crowded(fields, op)
         if error is not None:
             result.outcomes.append(Outcome(OpStatus.REJECTED, 0, error))
             continue
+        fields.update(op.lengths)
         version = 1 + max((r.version for r in rows if r.final), default=0) if final else 0
         if final:
             _kill(rows, source, op.order.offset, result)
@@ -189,6 +196,16 @@ def _refuse(rows: list[_Row], op: PendingOp) -> ErrorInfo | None:
             ErrorCode.CONFLICT, "the document has another version; read it again", "if_version"
         )
     return None
+
+
+def _crowded(fields: set[str], op: PendingOp) -> ErrorInfo | None:
+    if op.lengths.keys() <= fields or len(fields | op.lengths.keys()) <= MAX_FIELDS:
+        return None
+    return _error(
+        ErrorCode.TOO_LARGE,
+        f"the documents have more than {MAX_FIELDS} different text fields",
+        "text",
+    )
 
 
 def _error(code: ErrorCode, message: str, at: str | None = None) -> ErrorInfo:

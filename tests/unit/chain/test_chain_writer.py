@@ -24,6 +24,7 @@ from workers.chain import bitmap, segment
 from workers.chain.codec import Node
 from workers.chain.kinds import NodeKind, RowKind
 from workers.chain.ops import OpStatus, PendingBatch, group_postings
+from workers.chain.resolve import MAX_FIELDS
 from workers.chain.writer import ShardWriter
 from workers.errors import Damaged, Fenced, Retry
 from workers.storage import layout
@@ -95,6 +96,20 @@ async def test_changing_a_document_needs_one_of_its_groups(kind: RowKind) -> Non
     by_scope = stranger | {"overwrite_by_scope": True}
     [(status, _, _)] = await shard(Op(kind, "a", ("x",), 0, 3, by_scope))
     assert status == APPLIED
+
+
+async def test_a_shard_has_only_so_many_text_fields() -> None:
+    def doc(name: str, offset: int, *fields: int) -> Op:
+        return Op(DOC, name, (), 0, offset, {"lengths": {f"f{one}": 1 for one in fields}})
+
+    shard = Shard()
+    crowded = rejected(ErrorCode.TOO_LARGE)
+    assert await shard(doc("a", 1, *range(MAX_FIELDS + 1))) == [crowded]
+    assert await shard(doc("a", 2, *range(MAX_FIELDS)), doc("b", 3, MAX_FIELDS)) == [
+        applied(1),
+        crowded,
+    ]
+    assert await shard(doc("b", 4, 0, MAX_FIELDS), doc("b", 5, 0, 1)) == [crowded, applied(1)]
 
 
 async def test_nobody_is_asked_for_groups_where_there_is_no_document() -> None:
