@@ -145,8 +145,10 @@ def plain_json(message: dict[str, Any]) -> dict[str, Any]:
             continue
         if name == "vector" and isinstance(value, Vector):
             plain[name] = value.to_json()
-        elif name == "vector" and isinstance(value, np.ndarray):
+        elif name == "vector" and isinstance(value, np.ndarray | tuple):
             plain[name] = Vector.of(value).to_json()
+        elif name == "hybrid" and isinstance(value, dict):
+            plain[name] = plain_json(value)
         elif isinstance(value, bytes):
             plain[name] = to_plain(Binary.of(value))
         else:
