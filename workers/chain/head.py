@@ -23,7 +23,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from workers.chain.faults import damaged
+from workers.chain.faults import Leased, damaged
 from workers.chain.kinds import SegmentKeys
 from workers.crypto.errors import BadSignature, OpenFailed
 from workers.crypto.info import Info
@@ -182,15 +182,17 @@ def empty_head(index_uid: bytes, shard: int, generation: int) -> Head:
 
 
 def seal_head(head: Head, keys: SegmentKeys, signer: HeadSigner) -> bytes:
-    """Seal and sign `head` under the segment key of its generation."""
-    sealed = seal(
-        keys(head.generation),
-        msgspec.msgpack.encode(head),
-        purpose=SealPurpose.HEAD,
-        generation=head.generation,
-        index_uid=head.index_uid,
-        object_id=_object_id(head.shard),
-    )
+    """Seal and sign `head` under the segment key of its generation. Raises Retry without it."""
+    key = keys(head.generation)
+    with Leased(key):
+        sealed = seal(
+            key,
+            msgspec.msgpack.encode(head),
+            purpose=SealPurpose.HEAD,
+            generation=head.generation,
+            index_uid=head.index_uid,
+            object_id=_object_id(head.shard),
+        )
     signature = signer.key.sign(Info.HEAD, head.index_uid, head.shard, sealed)
     return msgspec.msgpack.encode(_Envelope(sealed, signer.certificate, signature))
 
@@ -217,13 +219,14 @@ def open_head(
         raise damaged(f"the head of shard {shard} is not a head") from exc
     key = keys(generation)
     try:
-        plain = open_sealed(
-            key,
-            envelope.sealed,
-            purpose=SealPurpose.HEAD,
-            index_uid=index_uid,
-            object_id=_object_id(shard),
-        )
+        with Leased(key):
+            plain = open_sealed(
+                key,
+                envelope.sealed,
+                purpose=SealPurpose.HEAD,
+                index_uid=index_uid,
+                object_id=_object_id(shard),
+            )
         head = msgspec.msgpack.decode(plain, type=Head)
     except (msgspec.MsgspecError, OpenFailed, ValueError) as exc:
         raise damaged(f"the head of shard {shard} does not open") from exc

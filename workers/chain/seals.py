@@ -9,7 +9,7 @@ open. `Damaged` is raised then, never "not found".
 
 from __future__ import annotations
 
-from workers.chain.faults import damaged
+from workers.chain.faults import Leased, damaged
 from workers.chain.kinds import BlockKind, NodeKind, Padding
 from workers.chain.padding import pad, unpad
 from workers.crypto.derive import block_key
@@ -21,7 +21,8 @@ from workers.crypto.secret import SecretBytes
 class SegmentSeals:
     """The keys of one segment (or of one deletion bitmap, which has a uid of its own).
 
-    It holds keyed state that cannot be wiped: make one per operation, do not keep it.
+    It holds keyed state that cannot be wiped: make one per operation, do not keep it. Making one
+    raises Retry where the lease of the key has ended.
     """
 
     __slots__ = ("_index_uid", "_key", "_nodes", "_shard", "_uid")
@@ -31,11 +32,12 @@ class SegmentSeals:
         self._shard = shard
         self._uid = uid
         self._key = key
-        self._nodes = NodeSealer(key, index_uid, shard, uid)
+        with Leased(key):
+            self._nodes = NodeSealer(key, index_uid, shard, uid)
 
     def seal_block(self, kind: BlockKind, number: int, data: bytes, level: Padding) -> bytes:
-        """Pad and seal block `number` of `kind`."""
-        key = block_key(self._key, self._uid, kind, number)
+        """Pad and seal block `number` of `kind`. Raises Retry: the lease of the key ended."""
+        key = self._block_key(kind, number)
         aad = block_aad(self._index_uid, self._shard, self._uid, kind, number)
         return seal_node(key, pad(data, level), aad)
 
@@ -44,13 +46,18 @@ class SegmentSeals:
 
         Raises:
             Damaged: it does not authenticate as this block.
+            Retry: the lease of the key ended.
         """
-        key = block_key(self._key, self._uid, kind, number)
+        key = self._block_key(kind, number)
         aad = block_aad(self._index_uid, self._shard, self._uid, kind, number)
         try:
             return unpad(open_node(key, blob, aad))
         except (OpenFailed, ValueError) as exc:
             raise damaged(f"a {kind.name} block of shard {self._shard} is damaged") from exc
+
+    def _block_key(self, kind: BlockKind, number: int) -> bytes:
+        with Leased(self._key):
+            return block_key(self._key, self._uid, kind, number)
 
     def label_and_key(self, kind: NodeKind, token: bytes) -> tuple[bytes, bytes]:
         """Derive label (16 bytes) and key of the node of a chain in this segment."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import msgspec
 
 from workers.chain.core import ShardCore
+from workers.chain.faults import Leased
 from workers.crypto.errors import OpenFailed
 from workers.crypto.seal import SealPurpose, open_sealed, read_header, seal
 from workers.storage import layout
@@ -116,26 +117,30 @@ def _named(core: ShardCore) -> set[str]:
 async def _read_note(core: ShardCore, key: str) -> dict[str, int]:
     try:
         blob = (await core.store.get(key)).data
-        plain = open_sealed(
-            core.keys(read_header(blob).generation),
-            blob,
-            purpose=SealPurpose.DELETES,
-            index_uid=core.index_uid,
-            object_id=_OBJECT_ID,
-            associated_data=core.shard.to_bytes(4, "big"),
-        )
+        sealed_by = core.keys(read_header(blob).generation)
+        with Leased(sealed_by):
+            plain = open_sealed(
+                sealed_by,
+                blob,
+                purpose=SealPurpose.DELETES,
+                index_uid=core.index_uid,
+                object_id=_OBJECT_ID,
+                associated_data=core.shard.to_bytes(4, "big"),
+            )
         return msgspec.msgpack.decode(plain, type=dict[str, int])
     except (NotFound, OpenFailed, ValueError, msgspec.MsgspecError):
         return {}
 
 
 def _seal_note(core: ShardCore, marks: dict[str, int]) -> bytes:
-    return seal(
-        core.keys(core.generation),
-        msgspec.msgpack.encode(marks),
-        purpose=SealPurpose.DELETES,
-        generation=core.generation,
-        index_uid=core.index_uid,
-        object_id=_OBJECT_ID,
-        associated_data=core.shard.to_bytes(4, "big"),
-    )
+    key = core.keys(core.generation)
+    with Leased(key):
+        return seal(
+            key,
+            msgspec.msgpack.encode(marks),
+            purpose=SealPurpose.DELETES,
+            generation=core.generation,
+            index_uid=core.index_uid,
+            object_id=_OBJECT_ID,
+            associated_data=core.shard.to_bytes(4, "big"),
+        )

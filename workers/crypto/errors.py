@@ -7,7 +7,8 @@ message). The texts are constants: they never quote a key, a plaintext or stored
     CryptoError
     ├── OpenFailed      something sealed or wrapped does not open
     ├── BadSignature    a signature does not verify
-    └── InvalidKey      a key has the wrong length, suite or form (also a ValueError)
+    ├── InvalidKey      a key has the wrong length, suite or form (also a ValueError)
+    └── KeyWiped        a key was wiped before its use: no word about what it should open
 """
 
 from __future__ import annotations
@@ -27,3 +28,10 @@ class BadSignature(CryptoError):  # noqa: N818 - as above
 
 class InvalidKey(CryptoError, ValueError):  # noqa: N818 - as above
     """A key has the wrong length, an unknown or refused suite, or no valid point in it."""
+
+
+class KeyWiped(CryptoError):  # noqa: N818 - as above
+    """A secret was used after `wipe()`: its lease ended, say.
+
+    Not a ValueError, on purpose: who takes one for damaged data would blame the data for this.
+    """

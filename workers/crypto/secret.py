@@ -18,7 +18,7 @@ import sys
 from types import TracebackType
 from typing import NamedTuple, NoReturn, Self
 
-from workers.crypto.errors import InvalidKey
+from workers.crypto.errors import InvalidKey, KeyWiped
 
 KEY_BYTES = 32
 _PR_SET_DUMPABLE = 4
@@ -41,17 +41,17 @@ class SecretBytes:
         It reads as zeros after `wipe()`: do not keep it.
 
         Raises:
-            ValueError: The secret was wiped.
+            KeyWiped: The secret was wiped.
         """
         if self._wiped:
-            raise ValueError("this secret was wiped")
+            raise KeyWiped("this secret was wiped")
         return memoryview(self._data).toreadonly()
 
     def copy(self) -> bytes:
         """Return the secret as `bytes` that nobody can wipe: only where an interface insists.
 
         Raises:
-            ValueError: The secret was wiped.
+            KeyWiped: The secret was wiped.
         """
         return bytes(self.view())
 
@@ -104,7 +104,7 @@ def key_view(key: Key, size: int = KEY_BYTES) -> bytes | bytearray | memoryview:
 
     Raises:
         InvalidKey: `key` is not `size` bytes long.
-        ValueError: `key` was wiped.
+        KeyWiped: `key` was wiped.
     """
     if len(key) != size:
         raise InvalidKey(f"this key must have {size} bytes, it has {len(key)}")

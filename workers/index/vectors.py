@@ -17,6 +17,7 @@ import structlog
 
 from schemas.index import IndexConfig
 from workers.chain.codec import Regroup, RowMap
+from workers.chain.faults import Leased
 from workers.chain.head import Head
 from workers.chain.kinds import NodeKind
 from workers.chain.reader import ShardReader
@@ -159,7 +160,8 @@ class ShardVectors:
         def token(epoch: int, cluster: int) -> bytes:
             # Asked for anew each time: the key of a lease that ended is wiped.
             key: SecretBytes = self._keys(generation)
-            return centroid_token(key, epoch, cluster)
+            with Leased(key):
+                return centroid_token(key, epoch, cluster)
 
         return Clusters(state, token)
 

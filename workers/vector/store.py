@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from schemas.errors import ErrorCode
+from workers.chain.faults import Leased
 from workers.crypto.errors import OpenFailed
 from workers.crypto.seal import SealPurpose, open_sealed, seal
 from workers.crypto.secret import SecretBytes
@@ -97,23 +98,13 @@ async def save_state(
         state: to store.
 
     Raises:
-        Retry: the store is unavailable.
+        Retry: the store is unavailable, or the lease of the key ended.
     """
     plain = encode_state(state)
     uid = b""
     if len(plain) > _INLINE_BYTES:
         uid = os.urandom(16)
-        blob = await asyncio.to_thread(
-            lambda: seal(
-                key,
-                plain,
-                purpose=SealPurpose.CENTROIDS,
-                index_uid=index_uid,
-                object_id=uid,
-                associated_data=_context(shard),
-                generation=generation,
-            )
-        )
+        blob = await asyncio.to_thread(lambda: _seal(key, plain, index_uid, shard, uid, generation))
         await store.put(layout.centroids(index_uid, shard, uid), blob)
     ref = VectorRef(
         v=_VERSION,
@@ -156,16 +147,32 @@ async def load_state(
         raise Damaged(ErrorCode.DAMAGED, "the centroids of a shard do not decode") from error
 
 
-def _open(key: SecretBytes, blob: bytes, index_uid: bytes, shard: int, uid: bytes) -> bytes:
-    try:
-        return open_sealed(
+def _seal(
+    key: SecretBytes, plain: bytes, index_uid: bytes, shard: int, uid: bytes, generation: int
+) -> bytes:
+    with Leased(key):
+        return seal(
             key,
-            blob,
+            plain,
             purpose=SealPurpose.CENTROIDS,
             index_uid=index_uid,
             object_id=uid,
             associated_data=_context(shard),
+            generation=generation,
         )
+
+
+def _open(key: SecretBytes, blob: bytes, index_uid: bytes, shard: int, uid: bytes) -> bytes:
+    try:
+        with Leased(key):
+            return open_sealed(
+                key,
+                blob,
+                purpose=SealPurpose.CENTROIDS,
+                index_uid=index_uid,
+                object_id=uid,
+                associated_data=_context(shard),
+            )
     except OpenFailed as error:
         raise Damaged(ErrorCode.DAMAGED, "the centroids of a shard do not open") from error
 

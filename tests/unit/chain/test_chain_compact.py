@@ -31,7 +31,8 @@ from workers.chain.ops import OpStatus, PendingBatch
 from workers.chain.rows import Rows
 from workers.chain.state import SegmentTable
 from workers.chain.writer import ShardWriter
-from workers.errors import Damaged, Fatal
+from workers.crypto.secret import SecretBytes
+from workers.errors import Damaged, Fatal, Retry
 from workers.storage import layout
 from workers.storage.memory import MemoryStore
 
@@ -128,6 +129,35 @@ async def test_rows_killed_during_a_merge_are_dead_in_its_output(monkeypatch) ->
     assert await search(shard.reader, "x") == ["d0", "e0", "e1", "e2", "d3", "e3", "d2"]
     assert shard.writer.head.stats.docs == 7
     assert await shard(Op(DOC, "d1", ("x",), 0, 1)) == [OpStatus.IGNORED]
+
+
+async def test_a_merge_that_outlasts_its_lease_is_repeated_with_the_next_one(monkeypatch) -> None:
+    held: list[SecretBytes] = []
+
+    def leased(generation: int) -> SecretBytes:
+        held.append(keys(generation))
+        return held[-1]
+
+    store, clock = MemoryStore(), Clock()
+    writer = ShardWriter(store, INDEX, 0, leased, SIGNER, verify, CODECS, clock_ms=clock)
+    await writer.load()
+    for i in range(3):
+        await writer.apply(batch(i, [Op(DOC, f"d{i}", ("x",), 0, i)]))
+    merge = compactor_module.merge_segments
+
+    def outlasted(*args):
+        for key in held:
+            key.wipe()
+        return merge(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compactor_module, "merge_segments", outlasted)
+        with pytest.raises(Retry, match="KEY_UNAVAILABLE"):
+            await writer.compact(everything=True)
+    assert len(writer.head.segments) == 3
+    await writer.compact(everything=True)
+    assert len(writer.head.segments) == 1
+    assert await search(make_reader(store), "x") == ["d0", "d1", "d2"]
 
 
 async def test_compaction_gives_new_labels_and_the_current_generation() -> None:

@@ -7,6 +7,7 @@ from chain_kit import INDEX, SIGNER, Clock, Op, batch, keys, make_writer, verify
 
 from schemas.errors import ErrorCode
 from workers.chain.bitmap import decode_dead, encode_dead, open_deletes
+from workers.chain.faults import Leased
 from workers.chain.head import (
     Deletes,
     Head,
@@ -19,8 +20,9 @@ from workers.chain.head import (
     seal_head,
 )
 from workers.chain.kinds import RowKind
+from workers.crypto.secret import SecretBytes
 from workers.crypto.sign import SigningKey
-from workers.errors import Damaged, Fenced, Reject
+from workers.errors import Damaged, Fenced, Reject, Retry
 from workers.storage import layout
 from workers.storage.memory import MemoryStore
 
@@ -39,6 +41,28 @@ def test_a_head_comes_back_as_it_was() -> None:
 def test_nothing_of_it_can_be_read() -> None:
     sealed = seal_head(head(versions={"analyzer": "english-secret"}), keys, SIGNER)
     assert b"english-secret" not in sealed
+
+
+def test_a_key_that_was_wiped_meanwhile_is_no_damage() -> None:
+    sealed = seal_head(head(), keys, SIGNER)
+
+    def ended(generation: int) -> SecretBytes:
+        key = keys(generation)
+        key.wipe()
+        return key
+
+    with pytest.raises(Retry, match="KEY_UNAVAILABLE"):
+        open_head(sealed, INDEX, 3, ended, verify)
+    with pytest.raises(Retry, match="KEY_UNAVAILABLE"):
+        seal_head(head(), ended, SIGNER)
+
+
+def test_what_was_computed_while_the_key_was_wiped_is_thrown_away() -> None:
+    key = keys(1)
+    with pytest.raises(Retry, match="KEY_UNAVAILABLE"), Leased(key):
+        key.wipe()
+    with pytest.raises(Retry, match="KEY_UNAVAILABLE"), Leased(key):
+        raise Damaged(ErrorCode.DAMAGED, "zeros open nothing")
 
 
 def test_any_flipped_bit_is_damage() -> None:

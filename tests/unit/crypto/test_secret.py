@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from workers.crypto.errors import InvalidKey
+from workers.crypto.errors import InvalidKey, KeyWiped
 from workers.crypto.secret import SecretBytes, key_view, random_secret
 
 RAW = bytes(range(32))
@@ -37,7 +37,7 @@ def test_a_wiped_secret_gives_nothing() -> None:
     with SecretBytes(RAW) as secret:
         assert not secret.wiped
     for use in (secret.view, secret.copy, lambda: key_view(secret), lambda: secret == secret):
-        with pytest.raises(ValueError, match="wiped"):
+        with pytest.raises(KeyWiped, match="wiped"):
             use()
     secret.wipe()
 
