@@ -29,7 +29,6 @@ from workers.storage.store import Store
 log = structlog.get_logger("query.worker")
 
 GROUP: Final = "sealstream-query"
-_CONCURRENCY: Final = 32
 _POLL_S: Final = 1.0
 _SWEEP_S: Final = 5.0
 
@@ -54,7 +53,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             settings.topic_prefix + GROUP,
             [with_prefix(settings.topic_prefix, QUERY_REQUEST)],
             handler.handle,
-            max_concurrency=_CONCURRENCY,
+            max_concurrency=settings.query_concurrency,
             health=parts.health,
             drain=DrainPolicy(finish_s=settings.drain_s),
         )
