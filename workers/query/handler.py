@@ -17,6 +17,7 @@ import numpy as np
 import structlog
 
 from schemas.errors import ErrorCode, ErrorInfo, InvalidMessage
+from schemas.index import DEFAULT_TIMEOUT_MS
 from schemas.query import (
     Hit,
     Include,
@@ -76,7 +77,7 @@ class QueryHandler:
         """Answer one record.
 
         Raises:
-            Retry: the answer or the dead letter was not acknowledged.
+            Retry: the answer, within the request's time, or the dead letter was not acknowledged.
         """
         started_s = time.perf_counter()
         incoming = Incoming(record)
@@ -98,7 +99,13 @@ class QueryHandler:
             result = error_result(incoming.address.request_id, error.info())
         self._count(incoming, error, started_s)
         if result is not None and incoming.address is not None:
-            await self._reply(incoming.address, result)
+            try:
+                await self._reply(incoming.address, result)
+            except Retry as unsent:
+                # The topic or partition may not exist at all: nobody waits any more in any case.
+                if not _is_over(incoming):
+                    raise
+                log.warning("result given up", code=unsent.code.value)
 
     async def _refuse(self, incoming: Incoming, refusal: Reject | InvalidMessage) -> None:
         """Write the dead letter of a refused request; damage is ours, not the request's."""
@@ -129,9 +136,9 @@ class QueryHandler:
                     allow_plain_results=self._settings.allow_plain_results,
                 )
                 lease = await self._stand.holder.lease(request.index, auth=request.auth)
-                opened = self._indexes.open(lease)
                 stage = "the index"
-                found = await self._search_again(opened, request, decision)
+                with self._indexes.using(lease) as opened:
+                    found = await self._search_again(opened, request, decision)
         except TimeoutError:
             if stage == "the key service":
                 raise Retry(
@@ -144,9 +151,7 @@ class QueryHandler:
 
     def _left_s(self, record: Record, request: QueryRequest) -> float:
         """Return the seconds that are left of a request's time, by the broker's time stamp."""
-        waited_s = max(0.0, time.time() - record.timestamp_ms / 1000)
-        if record.timestamp_ms < 0:
-            waited_s = 0.0
+        waited_s = 0.0 if record.timestamp_ms < 0 else _waited_s(record)
         left_s = request.timeout_ms / 1000 - waited_s
         if left_s <= 0:
             raise Retry(
@@ -271,6 +276,18 @@ class QueryHandler:
         info: ErrorInfo | None = None if error is None else error.info()
         metrics.QUERIES.inc(kind=kind, status="ok" if info is None else info.code.value)
         metrics.QUERY_SECONDS.observe(time.perf_counter() - started_s, kind=kind)
+
+
+def _waited_s(record: Record) -> float:
+    return max(0.0, time.time() - record.timestamp_ms / 1000)
+
+
+def _is_over(incoming: Incoming) -> bool:
+    """Tell whether the caller has stopped waiting; without a time stamp nobody knows: it has."""
+    request = incoming.request
+    timeout_ms = DEFAULT_TIMEOUT_MS if request is None else request.timeout_ms
+    record = incoming.record
+    return record.timestamp_ms < 0 or _waited_s(record) * 1000 >= timeout_ms
 
 
 def _split(hits: list[Hit], answers: Sequence[Answer]) -> list[list[Hit]]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
@@ -235,6 +236,16 @@ class OpenIndexes:
         else:
             opened.use(lease)
         return opened
+
+    @contextmanager
+    def using(self, lease: Lease) -> Iterator[OpenIndex]:
+        """Open an index for one query; what the query read after `sweep` closed it is forgotten."""
+        opened = self.open(lease)
+        try:
+            yield opened
+        finally:
+            if lease.uid not in self._open:
+                opened.close()
 
     def announced(self, index: str, uid: bytes, shard: int) -> int:
         """Return the newest version that was announced of a shard, 0 if none was."""
