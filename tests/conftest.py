@@ -6,6 +6,7 @@ when pytest ends, also when it is killed.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import structlog
 
 from workers.local.process import die_with_parent
 from workers.local.state import StackState, read_state
@@ -105,6 +107,16 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
 def start_stack() -> Callable[..., AbstractContextManager[RunningStack]]:
     """`local_stack`, for tests that need a stack of another shape."""
     return local_stack
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """Commands set up logging for their whole process, with the streams of the test's capture."""
+    aiokafka = logging.getLogger("aiokafka")
+    level = aiokafka.level
+    yield
+    structlog.reset_defaults()
+    aiokafka.setLevel(level)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
