@@ -15,15 +15,20 @@ import pytest
 from schemas.audit import AuditRecord
 from schemas.auth import Auth, Credential
 from schemas.codec import decode
+from schemas.deadletter import DeadLetter
 from schemas.errors import ErrorCode, InvalidMessage
-from schemas.topics import ADMIN_REQUEST, KEY_AUDIT, KEY_GRANT
+from schemas.topics import ADMIN_REQUEST, KEY_AUDIT, KEY_GRANT, KEY_REQUEST, dead_letter
 from schemas.values import decode_base64, encode_base64
+from workers.crypto.errors import KeyWiped
 from workers.crypto.hpke import HpkePrivateKey, HpkeSuite
 from workers.crypto.info import Info
 from workers.errors import Damaged, Fatal, Reject, Retry
 from workers.kafka.broker import Record
+from workers.keys.admin import Admin
+from workers.keys.answers import Answers
 from workers.keys.audit import GENESIS, chain_hash
 from workers.storage import layout
+from workers.telemetry import metrics
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "keys"))
 
@@ -376,3 +381,75 @@ async def test_service_keys_rotate_and_old_ones_are_destroyed(world):
 async def test_audit_records_decode(world):
     for record in world.broker.records(KEY_AUDIT):
         assert isinstance(decode(AuditRecord, record.value), msgspec.Struct)
+
+
+async def test_a_damaged_service_key_is_left_out_and_the_others_serve(world):
+    await world.running.end()
+    service = await world.service()
+    world.clock.pass_s(86_400)
+    await service.tick()
+    old, new = (n for n in sorted(world.stored()) if n.startswith("realm/hpke/"))
+    data = bytearray((await world.store.get(old)).data)
+    data[-1] ^= 1
+    await world.store.put(old, bytes(data))
+    await world.store.put("realm/hpke/readme", b"not a key")
+    await world.start_service()
+    holder = await world.holder("index-1")
+    await world.create("acme/docs")
+    assert (await holder.lease("acme/docs")).full
+    # An id that nobody knows has the keys listed anew; what was reported is not reported again.
+    value = orjson.dumps({"key_id": "00" * 16})
+    seen = set()
+    for offset in range(3):
+        await service.handle(Record(KEY_REQUEST, 0, offset, 0, b"k", value))
+        seen.add(metrics.DAMAGED.value(what="keys"))
+        world.clock.pass_s(2)
+    assert len(seen) == 1
+    # Without any key that opens there is nothing to serve with.
+    await world.latest.end()
+    await world.store.put(new, bytes(data))
+    with pytest.raises(Damaged, match="no key of the key service opens"):
+        await world.start_service()
+
+
+async def test_a_request_on_which_the_service_fails_is_refused_and_the_service_goes_on(
+    world, monkeypatch
+):
+    await world.create("acme/docs")
+    holder = await world.holder("index-1")
+    before = metrics.UNEXPECTED.value(topic=KEY_REQUEST)
+    with monkeypatch.context() as patch:
+        patch.setattr(Answers, "_decide", fail)
+        patch.setattr(Admin, "_describe", fail)
+        with pytest.raises(Reject, match="UNSUPPORTED: the worker failed on this record"):
+            await holder.lease("acme/docs")
+        result = await world.admin("index.describe", {"index": "acme/docs"})
+        assert result.error.code is ErrorCode.UNSUPPORTED
+    assert (await holder.lease("acme/docs")).full
+    assert not world.running.task.done()
+    assert metrics.UNEXPECTED.value(topic=KEY_REQUEST) == before + 1
+    for topic in (KEY_REQUEST, ADMIN_REQUEST):
+        [letter] = world.broker.records(dead_letter(topic))
+        assert decode(DeadLetter, letter.value).error.code is ErrorCode.UNSUPPORTED
+    assert world.audited("index.describe", "deny") == 1
+
+
+async def test_a_key_that_is_wiped_during_a_request_is_asked_for_again(world, monkeypatch):
+    await world.create("acme/docs")
+    holder = await world.holder("index-1")
+    decide, wiped = Answers._decide, []
+
+    async def once(self, opened):
+        if not wiped:
+            wiped.append(opened)
+            raise KeyWiped("this secret was wiped")
+        return await decide(self, opened)
+
+    monkeypatch.setattr(Answers, "_decide", once)
+    assert (await holder.lease("acme/docs")).full
+    assert wiped
+    assert not world.broker.records(dead_letter(KEY_REQUEST))
+
+
+async def fail(*_: object) -> None:
+    raise RuntimeError("nobody foresaw this")

@@ -51,6 +51,7 @@ from workers.kms.base import Kms, check_key_id
 from workers.leases.certificate import CLOCK_SKEW_S, Clock
 from workers.leases.credential import verify_message
 from workers.leases.directory import KEY_SERVICE_KEY, PublicKey
+from workers.runtime.lastresort import unexpected
 from workers.storage import layout
 from workers.storage.store import Store
 from workers.telemetry import metrics
@@ -131,11 +132,13 @@ class Admin:
         """Run one record of admin-request.
 
         Raises:
-            Reject: it cannot be opened, is a copy or too old: for the dead letters, not answered.
+            Reject: for the dead letters: it cannot be opened, is a copy or too old, and is not
+                answered; or this service failed on it, and that is its answer too.
             Retry: safe to repeat with the same record.
         """
         request, reply = self._open(record)
         self._admit(request, record)
+        failure: Reject | None = None
         try:
             result = await self._run(request, record)
             answer = AdminResult(request_id=request.request_id, status="ok", result=result)
@@ -150,8 +153,16 @@ class Admin:
             # The caller decides whether to try again; nothing here waits for a KMS to come back.
             log.warning("admin operation not possible now", code=error.code.value)
             answer = AdminResult(request_id=request.request_id, status="error", error=error.info())
+        except Exception as error:
+            failure = unexpected(error, record)
+            answer = AdminResult(
+                request_id=request.request_id, status="error", error=failure.info()
+            )
+            await self._note(request, decision="deny", why=failure.code)
         metrics.GRANTS.inc(kind="admin", decision="grant" if answer.error is None else "deny")
         await self._answer(request, reply, answer)
+        if failure is not None:
+            raise failure
 
     def _open(self, record: Record) -> tuple[AdminRequest, HpkePublicKey]:
         try:

@@ -46,6 +46,7 @@ from workers.leases.lease import ROLE_PURPOSES
 from workers.leases.request import Caller, ObjectItem, OpenedRequest, RequestBody, open_request
 from workers.objects.pack import split_pack_key
 from workers.objects.record import open_pack_key, open_record
+from workers.runtime.lastresort import unexpected
 from workers.telemetry import metrics
 
 DENIAL_LIFE_MS: Final = 60_000
@@ -113,7 +114,8 @@ class Answers:
         """Answer one record of key-request.
 
         Raises:
-            Reject: it cannot be verified, or is a copy: for the dead letters, not answered.
+            Reject: for the dead letters: it cannot be verified, or is a copy, and is not answered;
+                or this service failed on it, and that is its answer too.
             Retry: the answer could not be produced; safe to repeat with the same record.
         """
         opened = open_request(
@@ -131,10 +133,14 @@ class Answers:
             raise copy
         if not 0 <= body.reply_partition < self._terms.partitions:
             raise Reject(ErrorCode.INVALID_MESSAGE, "the request names no partition of key-grant")
+        failure: Reject | None = None
         try:
             value = await self._grant(opened)
         except (Reject, Retry) as error:
             value = await self._deny(opened, error)
+        except Exception as error:
+            failure = unexpected(error, record)
+            value = await self._deny(opened, failure)
         await self._producer.send_and_wait(
             self._terms.grants,
             value,
@@ -142,6 +148,8 @@ class Answers:
             partition=body.reply_partition,
             headers=_HEADERS,
         )
+        if failure is not None:
+            raise failure
 
     async def _grant(self, opened: OpenedRequest) -> bytes:
         body = opened.body

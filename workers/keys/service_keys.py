@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
+import structlog
 
 from schemas.errors import ErrorCode
 from workers.crypto.errors import OpenFailed
@@ -25,9 +26,13 @@ from workers.keys.realm import Realm, RealmPurpose
 from workers.storage import layout
 from workers.storage.errors import AlreadyExists, NotFound
 from workers.storage.store import Store
+from workers.telemetry import metrics
 
 DAY_S: Final = 86_400
 KEEP_S: Final = 2 * DAY_S
+_DAY_BYTES: Final = 4
+
+log = structlog.get_logger("keys.service_keys")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class ServiceKeys:
         self._suite = suite
         self._keys: list[ServiceKey] = []
         self._loaded_s = 0.0
+        self._reported: set[str] = set()
 
     @property
     def keys(self) -> list[ServiceKey]:
@@ -74,7 +80,7 @@ class ServiceKeys:
 
         Raises:
             Retry: the object store is not available.
-            Damaged: a key does not open.
+            Damaged: no key is left that opens.
         """
         await self.load()
         today = int(now_s) // DAY_S
@@ -83,6 +89,10 @@ class ServiceKeys:
             with contextlib.suppress(AlreadyExists):
                 await self._store.create(_name(today), self._seal(today, plain))
             await self.load()
+        if not self._keys:
+            raise Damaged(
+                ErrorCode.DAMAGED, "no key of the key service opens: damaged or exchanged"
+            )
         old = [
             key
             for key, successor in zip(self._keys[1:], self._keys, strict=False)
@@ -93,12 +103,20 @@ class ServiceKeys:
             self._keys = [key for key in self._keys if key not in old]
 
     async def load(self) -> None:
-        """Read the keys that other instances made. Raises as `rotate`."""
+        """Read the keys that other instances made; one that is damaged is reported and left out.
+
+        Raises:
+            Retry: the object store is not available.
+        """
         known = {key.day: key for key in self._keys}
         found = []
         async for entry in self._store.list(layout.realm("hpke")):
-            day = int.from_bytes(bytes.fromhex(entry.key.rpartition("/")[2]), "big")
-            key = known.get(day) or await self._read(day)
+            try:
+                day = _day(entry.key)
+                key = known.get(day) or await self._read(day)
+            except Damaged as error:
+                self._report(entry.key, error)
+                continue
             if key is not None:
                 found.append(key)
         self._keys = sorted(found, key=lambda key: key.created_ms, reverse=True)
@@ -108,6 +126,13 @@ class ServiceKeys:
         if now_s - self._loaded_s >= 1.0:
             self._loaded_s = now_s
             await self.load()
+
+    def _report(self, name: str, error: Damaged) -> None:
+        # The keys are listed every minute: once is enough.
+        if name not in self._reported:
+            self._reported.add(name)
+            metrics.DAMAGED.inc(what="keys")
+            log.error("a key of the key service is left out", object=name, why=error.message)
 
     async def _read(self, day: int) -> ServiceKey | None:
         try:
@@ -141,7 +166,19 @@ class ServiceKeys:
 
 
 def _name(day: int) -> str:
-    return layout.realm("hpke", day.to_bytes(4, "big"))
+    return layout.realm("hpke", day.to_bytes(_DAY_BYTES, "big"))
+
+
+def _day(name: str) -> int:
+    """Return the day of an object's name. Raises Damaged: it is not the name of a key."""
+    raw = name.rpartition("/")[2]
+    try:
+        day = int.from_bytes(bytes.fromhex(raw), "big")
+    except ValueError:
+        day = -1
+    if len(raw) != 2 * _DAY_BYTES or day < 0:
+        raise Damaged(ErrorCode.DAMAGED, "an object beside the keys of the key service")
+    return day
 
 
 def _object_id(day: int) -> bytes:

@@ -54,6 +54,7 @@ from workers.leases.holder import SUITES
 from workers.runtime.deadletter import DeadLetters
 from workers.runtime.each import EachPump
 from workers.runtime.health import Health
+from workers.runtime.lastresort import unexpected
 from workers.runtime.policy import DrainPolicy
 from workers.runtime.wait import event_within
 from workers.settings import Settings
@@ -249,13 +250,14 @@ class KeyService:
 
     async def handle(self, record: Record) -> None:
         """Do the work of one record of key-request or admin-request. Raises Retry."""
-        await self._load_key(record)
         part = self._answers if record.topic == self.requests else self._admin
         try:
+            await self._load_key(record)
             await part.handle(record)
-        except Reject as error:
-            log.warning("request refused without an answer", code=error.code.value)
-            await self._dead_letters.send(record, error.info(), 1, sealed=True)
+        except Exception as error:
+            refusal = error if isinstance(error, Reject) else unexpected(error, record)
+            log.warning("request dead-lettered", code=refusal.code.value)
+            await self._dead_letters.send(record, refusal.info(), 1, sealed=True)
 
     async def tick(self) -> None:
         """Do what time demands. Called every second.

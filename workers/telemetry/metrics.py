@@ -204,6 +204,11 @@ COMMIT_FAILURES = Counter(
 DEAD_LETTERS = Counter(
     "sealstream_dead_letters_total", "Records refused for ever, by error code.", ("topic", "code")
 )
+UNEXPECTED = Counter(
+    "sealstream_unexpected_failures_total",
+    "Records refused because a worker failed on them: its own fault. See the log of the first.",
+    ("topic",),
+)
 LOOP_LAG_SECONDS = Histogram(
     "sealstream_event_loop_lag_seconds",
     "How late the event loop was; above 1 s heartbeats suffer and rebalances follow.",
