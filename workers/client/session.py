@@ -59,6 +59,7 @@ class Secrets:
 class _Made:
     auth: Auth
     renew_s: float
+    sealed_to: bytes
 
 
 class Session:
@@ -106,8 +107,10 @@ class Session:
             return Auth(token=self._secrets.token)
         now = time.time()
         made = self._made.get(index)
-        if made is None or made.renew_s <= now:
-            made = _Made(self._seal(index, now), now + CREDENTIAL_LIFE_S - _RENEW_BEFORE_S)
+        key = self._directory.key_service.hpke_key_id
+        # Anew also when the key service has a new key: it does not keep the old one for ever.
+        if made is None or made.renew_s <= now or made.sealed_to != key:
+            made = _Made(self._seal(index, now), now + CREDENTIAL_LIFE_S - _RENEW_BEFORE_S, key)
             self._made[index] = made
         return made.auth
 
