@@ -11,7 +11,7 @@ from schemas.codec import convert, decode, encode, to_plain
 from schemas.errors import ErrorCode, InvalidMessage
 from schemas.sealed import SealedValue
 from schemas.topics import ADMIN_REQUEST, ADMIN_RESULT, HEADER_SIGNATURE
-from workers.client.connection import SEALED_HEADERS, Connection, new_id, timed_out
+from workers.client.connection import SEALED_HEADERS, Connection, check_open, new_id, timed_out
 from workers.client.replies import Listener
 from workers.crypto.errors import CryptoError
 from workers.crypto.info import Info, info
@@ -33,18 +33,22 @@ class Administrator:
         )
         self._starting = asyncio.Lock()
         self._started = False
+        self._closed = False
         self._waiting: dict[bytes, asyncio.Future[AdminResult]] = {}
 
     async def start(self) -> None:
         """Listen for results; harmless to repeat. Raises Retry, Fatal."""
         async with self._starting:
+            check_open(closed=self._closed)
             if not self._started:
                 await self._listener.start()
                 self._started = True
+            self._listener.check()
 
     async def stop(self) -> None:
         """Stop listening; who still waits is cancelled."""
-        if self._started:
+        self._closed = True
+        async with self._starting:
             await self._listener.stop()
         for waiting in self._waiting.values():
             waiting.cancel()

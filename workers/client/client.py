@@ -30,7 +30,7 @@ from workers.client.query import FANOUT, Querier
 from workers.client.session import Protection, Secrets, Session
 from workers.crypto.secret import SecretBytes
 from workers.errors import Reject
-from workers.kafka.broker import Broker
+from workers.kafka.broker import Broker, Producer
 from workers.kafka.open import open_broker
 from workers.leases.directory import KeyDirectory
 from workers.leases.holder import SUITES
@@ -88,6 +88,7 @@ class Client:
         self._directory: KeyDirectory | None = None
         self._ingestor: Ingestor | None = None
         self._querier: Querier | None = None
+        self._producer: Producer | None = None
         self._administrator: Administrator | None = None
 
     async def __aenter__(self) -> Self:
@@ -128,18 +129,26 @@ class Client:
             scopes=self._scopes,
             suite=SUITES[self._settings.hpke_suite],
         )
-        producer = await broker.producer()
-        connection = Connection(self._settings, broker, producer, self._directory, session)
+        self._producer = await broker.producer()
+        connection = Connection(self._settings, broker, self._producer, self._directory, session)
         self._ingestor = Ingestor(connection)
         self._querier = Querier(connection, fanout=self._fanout)
         self._administrator = Administrator(connection)
 
     async def aclose(self) -> None:
         """Stop listening and close the connection; unanswered calls are cancelled."""
-        for part in (self._ingestor, self._querier, self._administrator, self._directory):
+        parts = (
+            self._ingestor,
+            self._querier,
+            self._administrator,
+            self._directory,
+            self._producer,
+        )
+        self._ingestor = self._querier = self._administrator = None
+        self._directory = self._producer = None
+        for part in parts:
             if part is not None:
                 await part.stop()
-        self._ingestor = self._querier = self._administrator = self._directory = None
         if self._broker is not None and self._given_broker is None:
             await self._broker.aclose()
         self._broker = None
@@ -221,6 +230,7 @@ class Client:
         Raises:
             Retry: DEADLINE_EXCEEDED; the broker cannot be reached.
             Reject: UNKNOWN_INDEX, UNAUTHENTICATED.
+            ValueError: `in_flight` is below 1.
         """
         return self._ingest.ingest_many(
             operations, wait=wait, timeout_s=timeout_s, in_flight=in_flight

@@ -120,6 +120,12 @@ def is_sealed(record: Record) -> bool:
     return record.header(HEADER_CONTENT_TYPE) == CONTENT_SEALED.encode()
 
 
+def check_open(*, closed: bool) -> None:
+    """Let no call begin to wait on a client that is closed. Raises RuntimeError."""
+    if closed:
+        raise RuntimeError("the client is closed")
+
+
 def new_id() -> str:
     """Return a fresh UUID for a request or message."""
     return str(uuid4())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 from schemas.codec import convert, decode, encode, to_plain
@@ -19,7 +19,7 @@ from schemas.event import IndexEvent
 from schemas.ingest import IngestOp, IngestRequest, IngestResult
 from schemas.position import Position
 from schemas.topics import INDEX_EVENT, INGEST_RESULT, PLAINTEXT_INGEST
-from workers.client.connection import Connection, new_id, plain_json, timed_out
+from workers.client.connection import Connection, check_open, new_id, plain_json, timed_out
 from workers.client.replies import Listener
 from workers.crypto.info import Info
 from workers.errors import Reject
@@ -49,15 +49,18 @@ class Submitted:
         failure = None if delivered.cancelled() else delivered.exception()
         if failure is not None and not self.answer.done():
             self.answer.set_exception(failure)
+            # Looked at: whoever gave up waiting does not come for it.
+            self.answer.exception()
 
     def is_about(self, result: IngestResult, message_id: str) -> bool:
         """Tell whether a result answers this operation: late refusals name its record only."""
         if result.message_id is not None:
             return result.message_id == message_id
-        if result.source is None or self.delivered is None or not self.delivered.done():
+        sent = self.delivered
+        if result.source is None or sent is None or not sent.done() or sent.cancelled():
             return False
         place = (result.source.partition, result.source.offset)
-        return self.delivered.exception() is None and self.delivered.result() == place
+        return sent.exception() is None and sent.result() == place
 
 
 class Ingestor:
@@ -77,6 +80,7 @@ class Ingestor:
         )
         self._starting = asyncio.Lock()
         self._started = False
+        self._closed = False
         # By the record's key: all operations on one document, in the order they were produced.
         self._waiting: dict[bytes, dict[str, Submitted]] = {}
         self._applied: dict[tuple[str, int, int], int] = {}
@@ -85,14 +89,18 @@ class Ingestor:
     async def start(self) -> None:
         """Listen for results and events; harmless to repeat. Raises Retry, Fatal."""
         async with self._starting:
+            check_open(closed=self._closed)
             if not self._started:
                 await self._results.start()
                 await self._events.start()
                 self._started = True
+            self._results.check()
+            self._events.check()
 
     async def stop(self) -> None:
-        """Stop listening; what is unanswered stays so."""
-        if self._started:
+        """Stop listening; who still waits is cancelled."""
+        self._closed = True
+        async with self._starting:
             await self._results.stop()
             await self._events.stop()
         for waiting in self._waiting.values():
@@ -130,6 +138,7 @@ class Ingestor:
         value, headers = await self._connection.headers(
             Info.INGEST_VALUE, index, self._topic, key, encode(request)
         )
+        check_open(closed=self._closed)
         submitted = Submitted(index, request.id, key)
         self._waiting.setdefault(key, {})[message_id] = submitted
         try:
@@ -172,31 +181,36 @@ class Ingestor:
         Raises:
             Retry: DEADLINE_EXCEEDED; the broker cannot be reached.
             Reject: UNKNOWN_INDEX, UNAUTHENTICATED.
+            ValueError: `in_flight` is below 1.
         """
-        source = _each(operations)
+        if in_flight < 1:
+            raise ValueError("in_flight must be at least 1")
+        source = _Source(operations)
         under_way: deque[tuple[str, Submitted]] = deque()
-        several = in_flight // 4 or 1
-        # To be searchable takes a round trip: one for several operations.
-        at_once = several if wait == "searchable" else 1
-        more = True
+        batch: list[tuple[str, Submitted]] = []
+        settling: asyncio.Task[list[IngestResult]] | None = None
         try:
-            while more or under_way:
-                while more and len(under_way) < in_flight:
-                    operation = await anext(source, None)
-                    if operation is None:
-                        more = False
-                        break
-                    under_way.append(await self._try_submit(operation))
-                    # The source may be slow: tell what is known before waiting for more of it.
-                    while at_once == 1 and under_way and under_way[0][1].answer.done():
-                        for result in await self._settle([under_way.popleft()], wait, timeout_s):
-                            yield result
-                for _ in range(0, min(several, len(under_way)), at_once):
-                    batch = [under_way.popleft() for _ in range(min(at_once, len(under_way)))]
-                    for result in await self._settle(batch, wait, timeout_s):
+            while under_way or settling is not None or not source.ended:
+                if settling is None and under_way:
+                    batch = _answered_first(under_way, max(1, in_flight // 4))
+                    settling = asyncio.create_task(self._settle(batch, wait, timeout_s))
+                if not source.ended and len(under_way) + len(batch) < in_flight:
+                    operation = await source.next(unless=settling)
+                    if operation is not None:
+                        under_way.append(await self._try_submit(operation))
+                elif settling is not None:
+                    await asyncio.wait((settling,))
+                if settling is not None and settling.done():
+                    results = settling.result()
+                    batch, settling = [], None
+                    for result in results:
                         yield result
         finally:
-            for message_id, submitted in under_way:
+            if settling is not None:
+                settling.cancel()
+                await asyncio.gather(settling, return_exceptions=True)
+            await source.aclose()
+            for message_id, submitted in (*batch, *under_way):
                 self._forget(submitted.key, message_id)
 
     async def _try_submit(self, operation: dict[str, Any]) -> tuple[str, Submitted]:
@@ -320,10 +334,54 @@ def _furthest(results: Sequence[IngestResult]) -> dict[tuple[str, int], Position
     return found
 
 
-async def _each(operations: Operations) -> AsyncIterator[dict[str, Any]]:
-    if isinstance(operations, AsyncIterable):
-        async for operation in operations:
-            yield operation
-    else:
-        for operation in operations:
-            yield operation
+def _answered_first(
+    under_way: deque[tuple[str, Submitted]], limit: int
+) -> list[tuple[str, Submitted]]:
+    """Take the first operation, and those after it whose answers are all known.
+
+    To become searchable takes a round trip: one for all of them.
+    """
+    batch = [under_way.popleft()]
+    while under_way and len(batch) < limit and under_way[0][1].answer.done():
+        batch.append(under_way.popleft())
+    return batch
+
+
+class _Source:
+    """The operations of a caller, one by one. Asynchronous ones may take their time."""
+
+    def __init__(self, operations: Operations) -> None:
+        self.ended = False
+        self._slow: AsyncIterator[dict[str, Any]] | None = None
+        self._quick: Iterator[dict[str, Any]] = iter(())
+        self._coming: asyncio.Task[dict[str, Any] | None] | None = None
+        if isinstance(operations, AsyncIterable):
+            self._slow = aiter(operations)
+        else:
+            self._quick = iter(operations)
+
+    async def next(self, unless: asyncio.Future[Any] | None) -> dict[str, Any] | None:
+        """Return the next operation; None at the end, or as soon as `unless` is done."""
+        if self._slow is None:
+            operation = next(self._quick, None)
+        else:
+            if self._coming is None:
+                self._coming = asyncio.create_task(_take(self._slow))
+            waiting = {self._coming} if unless is None else {self._coming, unless}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not self._coming.done():
+                return None
+            coming, self._coming = self._coming, None
+            operation = coming.result()
+        self.ended = operation is None
+        return operation
+
+    async def aclose(self) -> None:
+        """Ask for no more."""
+        if self._coming is not None:
+            self._coming.cancel()
+            await asyncio.gather(self._coming, return_exceptions=True)
+
+
+async def _take(source: AsyncIterator[dict[str, Any]]) -> dict[str, Any] | None:
+    return await anext(source, None)

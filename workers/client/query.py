@@ -13,7 +13,7 @@ from schemas.errors import ErrorCode, InvalidMessage
 from schemas.ingest import IngestResult
 from schemas.query import QueryRequest, QueryResult
 from schemas.topics import HEADER_REPLY, QUERY_REQUEST, QUERY_RESULT
-from workers.client.connection import Connection, is_sealed, new_id, timed_out
+from workers.client.connection import Connection, check_open, is_sealed, new_id, timed_out
 from workers.client.replies import Listener
 from workers.crypto.info import Info
 from workers.errors import Reject
@@ -42,11 +42,13 @@ class Querier:
         self._partition = 0
         self._listener: Listener | None = None
         self._starting = asyncio.Lock()
+        self._closed = False
         self._waiting: dict[bytes, _Asked] = {}
 
     async def start(self) -> None:
         """Listen for results; harmless to repeat. Raises Retry, Fatal."""
         async with self._starting:
+            check_open(closed=self._closed)
             if self._listener is None:
                 topic = self._connection.topic(QUERY_RESULT)
                 count = await self._connection.broker.partitions(topic)
@@ -56,11 +58,14 @@ class Querier:
                 )
                 await listener.start()
                 self._listener = listener
+            self._listener.check()
 
     async def stop(self) -> None:
         """Stop listening; who still waits is cancelled."""
-        if self._listener is not None:
-            await self._listener.stop()
+        self._closed = True
+        async with self._starting:
+            if self._listener is not None:
+                await self._listener.stop()
         for asked in self._waiting.values():
             asked.answer.cancel()
 
@@ -112,6 +117,7 @@ class Querier:
         if session.protection == "sealed":
             # A worker that cannot open the request can only answer by what stands outside.
             headers = (*headers, (HEADER_REPLY, f"{request_id}/{self._partition}".encode()))
+        check_open(closed=self._closed)
         waiting: asyncio.Future[QueryResult] = asyncio.get_running_loop().create_future()
         self._waiting[request_id.encode()] = _Asked(index, waiting)
         try:

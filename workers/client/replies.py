@@ -8,7 +8,6 @@ are skipped.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
@@ -48,9 +47,20 @@ class Listener:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin; a record produced after this returns is received. Raises Retry, Fatal."""
+        """Begin, if not begun; what is produced from then on is received. Raises Retry, Fatal."""
+        if self._task is not None:
+            return
         await self._reader.start()
         self._task = asyncio.create_task(self._follow(), name="client-listener")
+
+    def check(self) -> None:
+        """Raise what ended the listener, if it has ended: no result would come any more.
+
+        Raises:
+            Retry, Fatal: as the broker said.
+        """
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            self._task.result()
 
     async def caught_up(self) -> None:
         """Wait until every record that exists now has been received.
@@ -64,17 +74,19 @@ class Listener:
         try:
             await asyncio.wait({waiter, self._task}, return_when=asyncio.FIRST_COMPLETED)
             if not waiter.done():
+                self.check()
                 raise Retry(ErrorCode.OVERLOADED, "the reader of a result topic ended")
             waiter.result()
         finally:
             waiter.cancel()
+            await asyncio.gather(waiter, return_exceptions=True)
 
     async def stop(self) -> None:
-        """Stop following."""
+        """Stop following; harmless before `start`."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            # What ended it was told to who called `check`.
+            await asyncio.gather(self._task, return_exceptions=True)
         await self._reader.stop()
 
     async def _follow(self) -> None:
