@@ -92,18 +92,20 @@ class Bucket:
         Damaged: its bytes are no bucket.
     """
 
-    __slots__ = ("_data", "_n", "_sizes")
+    __slots__ = ("_data", "_n", "_sizes", "_starts")
 
     def __init__(self, data: bytes) -> None:
         if len(data) < 4:
             raise damaged("a bucket is truncated")
         self._data = data
         self._n = _COUNT.unpack_from(data)[0]
-        if len(data) < 4 + 20 * self._n:
+        first = 4 + 20 * self._n
+        if len(data) < first:
             raise damaged("a bucket is truncated")
-        self._sizes: np.ndarray[tuple[int], np.dtype[np.uint32]] = np.frombuffer(
-            data, "<u4", self._n, 4 + 16 * self._n
-        )
+        sizes = np.frombuffer(data, "<u4", self._n, 4 + 16 * self._n)
+        stored = np.where(sizes >= _LARGE, _PLACE.size, sizes).astype(np.int64)
+        self._sizes: list[int] = sizes.tolist()
+        self._starts: list[int] = (first + np.cumsum(stored) - stored).tolist()
 
     def find(self, label: bytes) -> Found | None:
         """Return where the node with this label is, or None."""
@@ -114,10 +116,7 @@ class Bucket:
         if at < 0:
             return None
         index = (at - 4) // 16
-        before = self._sizes[:index]
-        stored = np.where(before >= _LARGE, _PLACE.size, before)
-        start = 4 + 20 * self._n + int(stored.sum(dtype=np.int64))
-        length = int(self._sizes[index])
+        start, length = self._starts[index], self._sizes[index]
         if length & _LARGE:
             return Found(b"", _PLACE.unpack_from(self._data, start)[0], length & ~_LARGE)
         return Found(self._data[start : start + length], 0, length)
