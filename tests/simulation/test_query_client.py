@@ -115,6 +115,18 @@ async def test_a_stream_that_is_left_leaves_nothing_behind(world):
         assert c._ingest._waiting == {}
 
 
+@pytest.mark.parametrize("wait", ["accepted", "searchable"])
+async def test_the_deadline_counts_while_the_source_gives_nothing(own, wait):
+    async def source() -> Any:
+        yield operation("alone")
+        await asyncio.Event().wait()
+
+    async with client(own) as c:
+        with pytest.raises(Retry) as later:
+            [r async for r in c.ingest_many(source(), wait=wait, timeout_s=0.05)]
+        assert later.value.code is ErrorCode.DEADLINE_EXCEEDED
+
+
 async def test_what_the_source_raises_is_raised(world):
     def source() -> Any:
         yield operation("before")

@@ -189,13 +189,19 @@ class Ingestor:
         under_way: deque[tuple[str, Submitted]] = deque()
         batch: list[tuple[str, Submitted]] = []
         settling: asyncio.Task[list[IngestResult]] | None = None
+        idle = False
         try:
             while under_way or settling is not None or not source.ended:
-                if settling is None and under_way:
-                    batch = _answered_first(under_way, max(1, in_flight // 4))
+                room = not source.ended and len(under_way) + len(batch) < in_flight
+                # To be searchable takes a round trip: for as many as can be, unless nothing comes.
+                if settling is None and under_way and (wait == "accepted" or idle or not room):
+                    together = wait == "searchable" and not room
+                    batch = _first(under_way, max(1, in_flight // 4), unanswered=together)
                     settling = asyncio.create_task(self._settle(batch, wait, timeout_s))
-                if not source.ended and len(under_way) + len(batch) < in_flight:
-                    operation = await source.next(unless=settling)
+                if room:
+                    first = under_way[0][1].answer if under_way else None
+                    operation = await source.next(settling or first, timeout_s)
+                    idle = operation is None
                     if operation is not None:
                         under_way.append(await self._try_submit(operation))
                 elif settling is not None:
@@ -334,15 +340,12 @@ def _furthest(results: Sequence[IngestResult]) -> dict[tuple[str, int], Position
     return found
 
 
-def _answered_first(
-    under_way: deque[tuple[str, Submitted]], limit: int
+def _first(
+    under_way: deque[tuple[str, Submitted]], limit: int, *, unanswered: bool
 ) -> list[tuple[str, Submitted]]:
-    """Take the first operation, and those after it whose answers are all known.
-
-    To become searchable takes a round trip: one for all of them.
-    """
+    """Take the first operation, and those after it: all, or while their answers are known."""
     batch = [under_way.popleft()]
-    while under_way and len(batch) < limit and under_way[0][1].answer.done():
+    while under_way and len(batch) < limit and (unanswered or under_way[0][1].answer.done()):
         batch.append(under_way.popleft())
     return batch
 
@@ -360,15 +363,17 @@ class _Source:
         else:
             self._quick = iter(operations)
 
-    async def next(self, unless: asyncio.Future[Any] | None) -> dict[str, Any] | None:
-        """Return the next operation; None at the end, or as soon as `unless` is done."""
+    async def next(
+        self, unless: asyncio.Future[Any] | None, timeout_s: float
+    ) -> dict[str, Any] | None:
+        """Return the next operation; None at the end, or when `unless` is done or time is over."""
         if self._slow is None:
             operation = next(self._quick, None)
         else:
             if self._coming is None:
                 self._coming = asyncio.create_task(_take(self._slow))
             waiting = {self._coming} if unless is None else {self._coming, unless}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if not self._coming.done():
                 return None
             coming, self._coming = self._coming, None
