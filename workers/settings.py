@@ -232,7 +232,9 @@ class Settings(BaseModel):
         description="Milliseconds after which a query worker re-checks a shard's head.",
     )
     query_concurrency: Positive = Field(
-        default=64, description="Queries one worker works on at the same time."
+        default=64,
+        description="Queries one worker works on at the same time. As many more may wait for their"
+        " min_position.",
     )
     cache_bytes: Annotated[int, Field(ge=1_048_576)] = Field(
         default=256 * 1024 * 1024, description="Bytes of sealed blocks a worker may keep in memory."

@@ -36,6 +36,7 @@ from workers.query.contents import Opened, Stored, open_contents
 from workers.query.indexes import OpenIndex, OpenIndexes
 from workers.query.request import Address, Incoming, authorise, read
 from workers.query.results import encode_result, error_result
+from workers.runtime.lastresort import unexpected
 from workers.runtime.process import Stand
 from workers.search.execute import Answer, search, search_many
 from workers.search.explain import explain
@@ -72,6 +73,8 @@ class QueryHandler:
         self._indexes = indexes
         self._settings = settings
         self._running = 0
+        self._waiting = 0
+        self._places = asyncio.Semaphore(settings.query_concurrency)
 
     async def handle(self, record: Record) -> None:
         """Answer one record.
@@ -92,6 +95,8 @@ class QueryHandler:
             await self._refuse(incoming, refusal)
         except Retry as later:
             error = later
+        except Exception as failure:
+            error = await self._give_up(incoming, failure)
         finally:
             self._running -= 1
             metrics.QUERIES_RUNNING.set(self._running)
@@ -100,12 +105,20 @@ class QueryHandler:
         self._count(incoming, error, started_s)
         if result is not None and incoming.address is not None:
             try:
-                await self._reply(incoming.address, result)
+                await self._reply(incoming, incoming.address, result)
             except Retry as unsent:
                 # The topic or partition may not exist at all: nobody waits any more in any case.
                 if not _is_over(incoming):
                     raise
                 log.warning("result given up", code=unsent.code.value)
+
+    async def _give_up(self, incoming: Incoming, failure: Exception) -> Reject:
+        """Dead-letter a request on which this worker failed; return what its caller is told."""
+        refusal = unexpected(failure, incoming.record)
+        await self._stand.dead_letters.send(
+            incoming.record, refusal.info(), 1, sealed=incoming.sealed
+        )
+        return refusal
 
     async def _refuse(self, incoming: Incoming, refusal: Reject | InvalidMessage) -> None:
         """Write the dead letter of a refused request; damage is ours, not the request's."""
@@ -138,7 +151,9 @@ class QueryHandler:
                 lease = await self._stand.holder.lease(request.index, auth=request.auth)
                 stage = "the index"
                 with self._indexes.using(lease) as opened:
-                    found = await self._search_again(opened, request, decision)
+                    await self._reach(opened, request)
+                    async with self._places:
+                        found = await self._search_again(opened, request, decision)
         except TimeoutError:
             if stage == "the key service":
                 raise Retry(
@@ -158,6 +173,26 @@ class QueryHandler:
                 ErrorCode.DEADLINE_EXCEEDED, "the request waited longer than its timeout_ms"
             )
         return left_s
+
+    async def _reach(self, opened: OpenIndex, request: QueryRequest) -> None:
+        """Wait for `min_position`, outside the places of searches: it may never come.
+
+        Raises:
+            Retry: OVERLOADED, too many wait already. Besides what `OpenIndex.snapshot` raises.
+        """
+        if not request.min_position or await opened.reached(request.min_position):
+            return
+        if self._waiting >= self._settings.query_concurrency:
+            raise Retry(
+                ErrorCode.OVERLOADED, "too many queries wait for their min_position: try again"
+            )
+        self._waiting += 1
+        metrics.QUERIES_WAITING.set(self._waiting)
+        try:
+            await opened.snapshot(request.min_position, 0)
+        finally:
+            self._waiting -= 1
+            metrics.QUERIES_WAITING.set(self._waiting)
 
     async def _search_again(
         self, opened: OpenIndex, request: QueryRequest, decision: Decision
@@ -247,14 +282,18 @@ class QueryHandler:
             explain=explained,
         )
 
-    async def _reply(self, address: Address, result: QueryResult) -> None:
+    async def _reply(self, incoming: Incoming, address: Address, result: QueryResult) -> None:
         """Write the result where the caller listens. Raises Retry."""
         limit = self._settings.max_record_bytes
         reply = address.reply
         try:
             out = encode_result(result, reply, self._stand.identity, max_bytes=limit)
-        except Reject as error:
+        except Exception as failure:
             # The reply key is what was wrong: the refusal goes out in clear, it holds no secret.
+            if isinstance(failure, Reject):
+                error = failure
+            else:
+                error = await self._give_up(incoming, failure)
             reply = Reply(topic=reply.topic, partition=reply.partition)
             refused = error_result(address.request_id, error.info())
             out = encode_result(refused, reply, self._stand.identity, max_bytes=limit)

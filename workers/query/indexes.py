@@ -97,6 +97,24 @@ class OpenIndex:
         Raises:
             Reject: INVALID_MESSAGE, no such shard; Damaged. Retry: storage or keys unavailable.
         """
+        wanted = self._wanted(min_position)
+        shards = await asyncio.gather(
+            *(
+                self._shard(reader, wanted.get(reader.shard), max_staleness_ms)
+                for reader in self.readers
+            )
+        )
+        return IndexSnapshot(self.lease.uid, tuple(shard.measured() for shard in shards))
+
+    async def reached(self, min_position: list[MinPosition]) -> bool:
+        """Tell whether `min_position` is applied by now. Raises as `snapshot`."""
+        wanted = self._wanted(min_position)
+        shards = await asyncio.gather(*(self.readers[shard].refresh(0) for shard in wanted))
+        return all(
+            one.applied >= offset for one, offset in zip(shards, wanted.values(), strict=True)
+        )
+
+    def _wanted(self, min_position: list[MinPosition]) -> dict[int, int]:
         wanted: dict[int, int] = {}
         for number, position in enumerate(min_position):
             if position.shard >= len(self.readers):
@@ -106,13 +124,7 @@ class OpenIndex:
                     field=f"min_position[{number}].shard",
                 )
             wanted[position.shard] = max(wanted.get(position.shard, -1), position.offset)
-        shards = await asyncio.gather(
-            *(
-                self._shard(reader, wanted.get(reader.shard), max_staleness_ms)
-                for reader in self.readers
-            )
-        )
-        return IndexSnapshot(self.lease.uid, tuple(shard.measured() for shard in shards))
+        return wanted
 
     async def _shard(
         self, reader: ShardReader, offset: int | None, max_staleness_ms: float

@@ -53,7 +53,8 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             settings.topic_prefix + GROUP,
             [with_prefix(settings.topic_prefix, QUERY_REQUEST)],
             handler.handle,
-            max_concurrency=settings.query_concurrency,
+            # Half of them may wait for a position, which is no work.
+            max_concurrency=2 * settings.query_concurrency,
             health=parts.health,
             drain=DrainPolicy(finish_s=settings.drain_s),
         )

@@ -266,7 +266,10 @@ DAMAGED = Counter(
 # --- queries --------------------------------------------------------------------------------------
 QUERIES = Counter("sealstream_queries_total", "Queries answered.", ("kind", "status"))
 QUERY_SECONDS = Histogram("sealstream_query_seconds", "Time inside the query worker.", ("kind",))
-QUERIES_RUNNING = Gauge("sealstream_queries_running", "Queries in progress.")
+QUERIES_RUNNING = Gauge(
+    "sealstream_queries_running", "Queries in progress, those waiting included."
+)
+QUERIES_WAITING = Gauge("sealstream_queries_waiting", "Queries that wait for their min_position.")
 
 # --- keys -----------------------------------------------------------------------------------------
 LEASES = Gauge("sealstream_leases", "Indexes whose keys this worker holds now.")
