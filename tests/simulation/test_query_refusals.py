@@ -478,3 +478,31 @@ async def test_a_wrong_outer_credential_is_refused(world):
     await produce_sealed(world, value, (*headers, (HEADER_AUTH, b"\xff")))
     assert (await one_more_letter(world, known)).error.field == HEADER_AUTH
     assert result_of(world, request_id) is None
+
+
+async def test_a_cold_worker_tells_that_the_key_service_is_away(own, monkeypatch):
+    """Nobody can open the request: the default deadline counts, not the one inside."""
+    monkeypatch.setattr("workers.query.request._OPEN_S", SOON_S)
+    async with workers(own, "query"), client(own) as c:
+        await c._query.start()
+        await own.running.kill()
+        with pytest.raises(Retry) as later:
+            await c.count(INDEX, timeout_s=20)
+        assert later.value.code is ErrorCode.KEY_UNAVAILABLE
+        assert not dead(own)
+
+
+@pytest.mark.parametrize("protection", ["sealed", "signed"])
+async def test_only_the_index_key_opens_an_index_of_its_own(own, protection):
+    keys = {"own": os.urandom(32), "wrong": os.urandom(32)}
+    async with client(own, index_key=keys["own"], protection=protection) as owner:
+        await owner.create_index("mine", kms={"provider": "none"})
+        async with workers(own, *ALL):
+            async with client(own, index_key=keys["wrong"], protection=protection) as stranger:
+                for _ in range(2):
+                    with pytest.raises(Reject) as refused:
+                        await stranger.count("mine", timeout_s=20)
+                    assert refused.value.code is ErrorCode.WRONG_KEY
+            await stored(owner, "mine", "a", content="secret")
+            [hit] = await owner.get("mine", ["a"], include=["content"])
+            assert hit.content == "secret"

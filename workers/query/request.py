@@ -6,18 +6,20 @@ wherever request id and reply can be read, so that the caller does not wait for 
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Final
 
-from schemas.auth import Scope
+from schemas.auth import Auth, Scope
 from schemas.codec import convert, decode, parse
 from schemas.errors import ErrorCode, InvalidMessage
 from schemas.ids import check_uuid
+from schemas.index import DEFAULT_TIMEOUT_MS
 from schemas.query import SEALED_INCLUDES, Include, QueryRequest, Reply, requires_sealed_reply
 from schemas.sealed import SealedValue
 from schemas.topics import CONTENT_SEALED, HEADER_CONTENT_TYPE, HEADER_REPLY, HEADER_SIGNATURE
 from workers.crypto.info import Info
-from workers.errors import Reject
+from workers.errors import Reject, Retry
 from workers.kafka.broker import Record
 from workers.leases.credential import outer_auth
 from workers.leases.holder import LeaseHolder
@@ -29,6 +31,9 @@ _SCOPES: Final = {
     Include.ASSOCIATED_DATA: Scope.DECRYPT,
     Include.GROUPS: Scope.GET_ACCESS_GROUPS,
 }
+
+# How long the caller waits stands inside of a sealed request: the default counts until it is open.
+_OPEN_S: Final = DEFAULT_TIMEOUT_MS / 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ async def read(incoming: Incoming, holder: LeaseHolder) -> QueryRequest:
         incoming.address = _outer_address(record)
         wrapped = decode(SealedValue, value)
         index = wrapped.index
-        value = await holder.open_value(Info.QUERY_VALUE, wrapped, auth=outer_auth(record))
+        value = await _opened(holder, wrapped, outer_auth(record))
     parsed = parse(value)
     incoming.address = _address(parsed)
     request = convert(QueryRequest, parsed)
@@ -82,6 +87,16 @@ async def read(incoming: Incoming, holder: LeaseHolder) -> QueryRequest:
         decode_reply_key(reply_key)
     incoming.request = request
     return request
+
+
+async def _opened(holder: LeaseHolder, wrapped: SealedValue, auth: Auth | None) -> bytes:
+    try:
+        async with asyncio.timeout(_OPEN_S):
+            return await holder.open_value(Info.QUERY_VALUE, wrapped, auth=auth)
+    except TimeoutError:
+        raise Retry(
+            ErrorCode.KEY_UNAVAILABLE, "the key service did not answer in time: try again"
+        ) from None
 
 
 async def authorise(
