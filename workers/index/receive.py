@@ -19,6 +19,7 @@ from workers.index.build import Checked, check_batch
 from workers.kafka.broker import Record
 from workers.leases.lease import Lease
 from workers.objects.envelope import Route, open_update, verify_update
+from workers.runtime.lastresort import unexpected
 from workers.storage import layout
 from workers.storage.errors import NotFound
 from workers.storage.store import Store
@@ -72,6 +73,8 @@ def _verify(
         return envelope
     except (InvalidMessage, Reject) as error:
         return error.info()
+    except Exception as failure:
+        return unexpected(failure, record).info()
 
 
 async def _body(envelope: UpdateEnvelope, uid: bytes, store: Store) -> bytes | ErrorInfo:
@@ -107,3 +110,5 @@ def _open(
         )
     except Reject as error:
         return Received(record, None, error.info())
+    except Exception as failure:
+        return Received(record, None, unexpected(failure, record).info())

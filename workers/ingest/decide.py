@@ -26,6 +26,7 @@ from workers.ingest.incoming import (
 from workers.leases.credential import verify_message
 from workers.leases.holder import LeaseHolder
 from workers.leases.lease import Decision, Lease
+from workers.runtime.lastresort import unexpected
 
 _MAX_ASKING = 32
 
@@ -155,6 +156,8 @@ def _check(
             check_scopes(item.request, decision)
         except Reject as error:
             refused.append(_refuse(item, error))
+        except Exception as failure:
+            refused.append(_refuse(item, unexpected(failure, item.record)))
         else:
             accepted.append(Authorised(item, decision))
     return accepted, refused

@@ -28,6 +28,7 @@ from workers.crypto.info import Info
 from workers.errors import Reject
 from workers.kafka.broker import Record
 from workers.leases.credential import open_value, outer_auth
+from workers.runtime.lastresort import unexpected
 
 _SEALED_KEY = re.compile(rb"[0-9a-f]{32}\Z")
 _DECIMAL = re.compile(rb"[0-9]{1,18}\Z")
@@ -98,21 +99,31 @@ def is_sealed(record: Record) -> bool:
 
 def read(record: Record) -> Incoming | SealedIncoming | Refused:
     """Decode one record as far as it goes without a key. Pure CPU: 20 to 60 us for a mail."""
-    if is_sealed(record):
-        try:
-            value = decode(SealedValue, record.value)
-            if value.index is None:
-                raise InvalidMessage("is required", "index")
-            prefix = f"{value.index}/".encode()
-            key = record.key or b""
-            if not key.startswith(prefix) or not _SEALED_KEY.match(key, len(prefix)):
-                raise InvalidMessage(
-                    "the key of a sealed record is <index>/<32 hex digits, stable per document>",
-                    "key",
-                )
-            return SealedIncoming(record, value, value.index, outer_auth(record))
-        except InvalidMessage as error:
-            return Refused(record, error.info(), None, sealed=True)
+    sealed = is_sealed(record)
+    try:
+        return _read_sealed(record) if sealed else _read_clear(record)
+    except Exception as failure:
+        return Refused(record, unexpected(failure, record).info(), None, sealed)
+
+
+def _read_sealed(record: Record) -> SealedIncoming | Refused:
+    try:
+        value = decode(SealedValue, record.value)
+        if value.index is None:
+            raise InvalidMessage("is required", "index")
+        prefix = f"{value.index}/".encode()
+        key = record.key or b""
+        if not key.startswith(prefix) or not _SEALED_KEY.match(key, len(prefix)):
+            raise InvalidMessage(
+                "the key of a sealed record is <index>/<32 hex digits, stable per document>",
+                "key",
+            )
+        return SealedIncoming(record, value, value.index, outer_auth(record))
+    except InvalidMessage as error:
+        return Refused(record, error.info(), None, sealed=True)
+
+
+def _read_clear(record: Record) -> Incoming | Refused:
     request = None
     try:
         request = decode(IngestRequest, record.value)
@@ -130,6 +141,8 @@ def open_sealed(sealed: SealedIncoming, key: HpkePrivateKey) -> Incoming | Refus
         plain = open_value(Info.INGEST_VALUE, key, sealed.value)
     except (InvalidMessage, Reject) as error:
         return Refused(sealed.record, error.info(), None, sealed=True)
+    except Exception as failure:
+        return Refused(sealed.record, unexpected(failure, sealed.record).info(), None, sealed=True)
     return read_opened(sealed, plain)
 
 
@@ -143,6 +156,8 @@ def read_opened(sealed: SealedIncoming, plain: bytes) -> Incoming | Refused:
         return _incoming(record, request, sealed=True)
     except InvalidMessage as error:
         return Refused(record, error.info(), request, sealed=True)
+    except Exception as failure:
+        return Refused(record, unexpected(failure, record).info(), request, sealed=True)
 
 
 def _incoming(record: Record, request: IngestRequest, *, sealed: bool) -> Incoming:

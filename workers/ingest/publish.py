@@ -19,7 +19,7 @@ from schemas.position import Position, Source
 from schemas.topics import INDEX_UPDATE, INGEST_RESULT, PLAINTEXT_INGEST, with_prefix
 from workers.crypto.hpke import HpkePublicKey
 from workers.crypto.info import Info, info
-from workers.errors import Reject
+from workers.errors import Reject, SealstreamError
 from workers.ingest.batches import Authorised, PreparedUpdate
 from workers.ingest.incoming import Refused
 from workers.ingest.prepare import IndexContext, IndexKeys, Limits, Prepared, prepare
@@ -30,6 +30,7 @@ from workers.leases.lease import Lease
 from workers.objects.envelope import Route, SealedUpdate, seal_update
 from workers.objects.results import Outgoing, encode_result
 from workers.runtime.deadletter import DeadLetters
+from workers.runtime.lastresort import unexpected
 from workers.storage.store import Store
 from workers.telemetry import metrics
 from workers.text.vocabulary import SentWords, build_vocabulary
@@ -76,13 +77,14 @@ class Publisher:
             Retry: STORAGE_UNAVAILABLE or the broker; all of it may be repeated.
         """
         context = self._context(lease)
-        now_ms = int(time.time() * 1000)
-        prepared = await asyncio.to_thread(
-            lambda: prepare(items, context, self._limits, now_ms=now_ms)
-        )
         query_public = lease.query_public
         update_public = lease.update_public
-        sealed = await asyncio.to_thread(self._seal, prepared, context, update_public, query_public)
+        try:
+            prepared, sealed = await asyncio.to_thread(
+                self._prepare, items, context, update_public, query_public
+            )
+        except Exception as failure:
+            return await self._publish_halves(lease, items, failure)
         await self._store_all(prepared, sealed)
         places = await self._send_updates(context, prepared.updates, sealed)
         for update in prepared.updates:
@@ -141,6 +143,31 @@ class Publisher:
             keys=keys,
             sent=sent,
         )
+
+    async def _publish_halves(
+        self, lease: Lease, items: Sequence[Authorised], failure: Exception
+    ) -> list[Refused]:
+        """Find the record that could not be prepared, by halves; refuse it, publish the others."""
+        first = items[0].incoming
+        if len(items) == 1:
+            error = unexpected(failure, first.record)
+            return [Refused(first.record, error.info(), first.request, first.sealed)]
+        if isinstance(failure, SealstreamError):
+            raise failure
+        half = len(items) // 2
+        refused = await self.publish(lease, items[:half])
+        return refused + await self.publish(lease, items[half:])
+
+    def _prepare(
+        self,
+        items: Sequence[Authorised],
+        context: IndexContext,
+        update_public: HpkePublicKey,
+        query_public: HpkePublicKey,
+    ) -> tuple[Prepared, list[SealedUpdate]]:
+        """Do all that is pure CPU; nothing has left the process yet."""
+        prepared = prepare(items, context, self._limits, now_ms=int(time.time() * 1000))
+        return prepared, self._seal(prepared, context, update_public, query_public)
 
     def _seal(
         self,
