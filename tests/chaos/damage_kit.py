@@ -132,6 +132,13 @@ class Scene:
             await self._ingest(INDEX, range(500, 540))
             await self._ingest(OTHER, range(20))
         self.opened = self.open_head()
+        number = 540
+        while len(self.stored_segments()) < 2:
+            # A merge took in everything: the tests need a large and a small object.
+            async with self.running("ingest"), self.running("index"):
+                await self._ingest(INDEX, range(number, number + 40))
+            number += 40
+            self.opened = self.open_head()
         async with self.running("query"):
             self.baseline = await self.ask()
 
@@ -222,6 +229,10 @@ class Scene:
         refs = sorted(self.opened.head.segments, key=lambda ref: -ref.size)
         store = self.world.store.view(read_only=True)
         return [SegmentFile(store, None, self.uid, 0, ref, self.segment_key) for ref in refs]
+
+    def stored_segments(self) -> list[SegmentFile]:
+        """Return those of `segments` that are objects; small ones stand in the head."""
+        return [file for file in self.segments() if not file.ref.inline]
 
     async def blocks(self, kind: BlockKind | None) -> list[tuple[int, int]]:
         """Return (place, length) of the blocks of a kind in the largest segment; None: nodes."""

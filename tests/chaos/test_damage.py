@@ -146,7 +146,7 @@ async def test_unread_block(scene: Scene, kind: BlockKind) -> None:
 @pytest.mark.parametrize("manner", ["flipped", "truncated", "exchanged", "missing"])
 @pytest.mark.parametrize("which", ["large", "small"])
 async def test_wrong_segment(scene: Scene, which: str, manner: str) -> None:
-    large, small = (scene.segments()[number].key for number in (0, -1))
+    large, small = (scene.stored_segments()[number].key for number in (0, -1))
     key, another = (large, small) if which == "large" else (small, large)
     data = scene.bytes_of(key)
     wrong: dict[str, bytes | None] = {
