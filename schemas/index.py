@@ -12,6 +12,10 @@ from schemas.ids import check_name
 
 DEFAULT_TOP_K: Final = 10
 MAX_TOP_K: Final = 10_000
+MAX_PROBES: Final = 10_000
+"""Clusters that a vector query may ask for; training makes at most 8,192 a shard."""
+MAX_RERANK: Final = 10_000
+"""Rows whose full vectors a vector query may have read."""
 DEFAULT_PAGE: Final = 1_000
 """Ids of one page of `{"ids": true}` when `top_k` is not given."""
 DEFAULT_TIMEOUT_MS: Final = 5_000
@@ -53,8 +57,8 @@ Analyzer = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
 def fusion_depth(top_k: int) -> int:
-    """Return how many of each list are fused: at least 100, ten times what is asked."""
-    return max(100, 10 * top_k)
+    """Return how many of each list are fused: ten times what is asked, 100 to 10,000."""
+    return min(MAX_TOP_K, max(100, 10 * top_k))
 
 
 FUSION_DEPTH = fusion_depth

@@ -25,6 +25,8 @@ from schemas.index import (
     DEFAULT_TOP_K,
     MAX_BATCH_QUERIES,
     MAX_GET_IDS,
+    MAX_PROBES,
+    MAX_RERANK,
     MAX_TIMEOUT_MS,
     MAX_TOP_K,
     RRF_K,
@@ -37,8 +39,8 @@ from schemas.topics import QUERY_RESULT
 from schemas.values import Binary, Vector
 
 Words = Annotated[str, Meta(min_length=1)]
-Probes = Annotated[int, Meta(ge=1, le=1_000_000)]
-Rerank = Annotated[int, Meta(ge=0, le=1_000_000)]
+Probes = Annotated[int, Meta(ge=1, le=MAX_PROBES)]
+Rerank = Annotated[int, Meta(ge=0, le=MAX_RERANK)]
 TopK = Annotated[int, Meta(ge=1, le=MAX_TOP_K)]
 Operator = Literal["or", "and"]
 Always = Annotated[bool, Meta(extra_json_schema={"const": True})]
@@ -82,7 +84,11 @@ class TextQuery(Part, QueryKind, frozen=True, kw_only=True):
 
 
 class VectorQuery(Part, QueryKind, frozen=True, kw_only=True):
-    """Nearest neighbours by the index's metric. `nprobe`, `rerank`: None lets the worker choose."""
+    """Nearest neighbours by the index's metric.
+
+    `nprobe`: clusters to search, 1 to 10,000. `rerank`: rows to score again with their full
+    vectors, 0 to 10,000. None lets the worker choose.
+    """
 
     key: ClassVar[str] = "vector"
     vector: Vector

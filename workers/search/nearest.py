@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 
 from schemas.errors import ErrorCode
+from schemas.index import MAX_RERANK
 from schemas.query import VectorQuery
 from workers.chain.segment_file import gather_all
 from workers.errors import Reject
@@ -84,7 +85,9 @@ def _prepare(run: Run, query: VectorQuery, metric: Metric, k: int) -> Asked:
             f"the vector has {vector.size} dimensions, the index has {dimension}",
             field="query.vector",
         )
-    rerank = max(MIN_RERANK, RERANK_PER_HIT * k) if query.rerank is None else query.rerank
+    rerank = query.rerank
+    if rerank is None:
+        rerank = min(MAX_RERANK, max(MIN_RERANK, RERANK_PER_HIT * k))
     return Asked(
         vector=prepare(vector, metric),
         nprobe=query.nprobe or DEFAULT_NPROBE,

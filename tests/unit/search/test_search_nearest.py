@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from search_kit import Doc, delete, make_index
 
+from schemas.index import MAX_TOP_K, fusion_depth
 from schemas.query import Hybrid, HybridQuery, TextQuery, VectorQuery
 from schemas.values import Vector
 from workers.errors import Reject
+from workers.search import nearest
 from workers.vector.metric import Metric, exact_scores, prepare
 
 D = 32
@@ -224,3 +226,21 @@ async def test_hybrid_is_reciprocal_rank_fusion_of_both_lists():
     assert (await index.ids(only_near))[0] == "near"
     near_k = HybridQuery(hybrid=Hybrid(text="solar", vector=vector, rrf_k=1))
     assert (await index.answer(near_k)).candidates[0].score == pytest.approx(0.5 / 2 + 0.5 / 4)
+
+
+async def test_no_query_has_more_rows_scored_again_than_the_limit(monkeypatch):
+    index, _ = await filled(5_000)
+    await index.train()
+    monkeypatch.setattr(nearest, "MAX_RERANK", 50)
+    asked: list[int] = []
+    best_rows = nearest.best_rows
+
+    def counting(found, keep):
+        asked.append(keep)
+        return best_rows(found, keep)
+
+    monkeypatch.setattr(nearest, "best_rows", counting)
+    assert len(await index.ids(near(cloud(1)[0]), top_k=40)) == 40
+    assert asked == [50]
+    assert fusion_depth(10) == 100
+    assert fusion_depth(10_000) == MAX_TOP_K
