@@ -23,9 +23,10 @@ from query_kit import (
 
 from schemas.codec import encode
 from schemas.errors import ErrorCode
-from schemas.topics import QUERY_REQUEST
+from schemas.topics import INDEX_EVENT, QUERY_REQUEST
 from workers.crypto.errors import KeyWiped
 from workers.query import handler
+from workers.query import worker as query_worker
 from workers.telemetry import metrics
 
 
@@ -66,6 +67,18 @@ async def test_a_request_on_which_the_worker_fails_is_refused_once(world, monkey
     assert len(dead(world)) == known + 1
     assert dead(world)[-1].error.code is ErrorCode.UNSUPPORTED
     assert metrics.UNEXPECTED.value(topic=QUERY_REQUEST) == before + 1
+
+
+async def test_an_event_on_which_the_worker_fails_is_passed_over(world, monkeypatch):
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("nobody foresaw this")
+
+    before = metrics.UNEXPECTED.value(topic=INDEX_EVENT)
+    with monkeypatch.context() as patch:
+        patch.setattr(query_worker, "decode", fail)
+        await world.producer.send_and_wait(INDEX_EVENT, b"{}", key=b"k")
+        await until(world, lambda: metrics.UNEXPECTED.value(topic=INDEX_EVENT) == before + 1)
+    assert (await answer(world, body(world))).status == "ok"
 
 
 async def test_a_query_whose_key_is_wiped_meanwhile_is_repeated(world, monkeypatch):

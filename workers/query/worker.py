@@ -20,6 +20,7 @@ from workers.leases.signed import verify_record
 from workers.query.handler import QueryHandler
 from workers.query.indexes import OpenIndexes
 from workers.runtime.each import EachPump
+from workers.runtime.lastresort import unexpected
 from workers.runtime.policy import DrainPolicy
 from workers.runtime.process import connections, drive, stand
 from workers.runtime.wait import Stopped, event_within, unless
@@ -106,6 +107,9 @@ async def _follow(reader: TopicReader, directory: KeyDirectory, indexes: OpenInd
                 await _take(record, directory, indexes)
             except (SealstreamError, InvalidMessage) as error:
                 log.warning("event refused", code=error.code.value)
+            except Exception as failure:
+                # A hint that nobody can read must not end the worker: at every start it is there.
+                unexpected(failure, record)
 
 
 async def _take(record: Record, directory: KeyDirectory, indexes: OpenIndexes) -> None:
