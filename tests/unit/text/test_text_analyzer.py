@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import importlib
 import threading
 
 import pytest
+import snowballstemmer
+import Stemmer
 
+from workers.cli.corpus import stdlib_docstrings
 from workers.text.analyzer import MAX_WORD_CHARS, analyzer_names, get_analyzer
 from workers.text.stopwords import ENGLISH
 
@@ -115,3 +119,17 @@ def test_the_cache_of_stems_is_bounded(monkeypatch):
         small.tokens(f"word{i} the")
     assert len(small._cache) <= 50
     assert small.tokens("the word1") == ["word1"]
+
+
+@pytest.mark.parametrize("language", ["english", "german", "french", "russian", "turkish"])
+def test_both_stemmers_agree(language: str) -> None:
+    """An index must not depend on which of the two a worker has."""
+    module = importlib.import_module(f"snowballstemmer.{language}_stemmer")
+    in_python = getattr(module, f"{language.capitalize()}Stemmer")()
+    in_c = snowballstemmer.stemmer(language)
+    assert isinstance(in_c, Stemmer.Stemmer)
+    words = [doc.text.lower().split() for doc in stdlib_docstrings(100)]
+    distinct = sorted({word for text in words for word in text})
+    assert [in_c.stemWord(word) for word in distinct] == [
+        in_python.stemWord(word) for word in distinct
+    ]
