@@ -17,8 +17,8 @@ from typing import Any, Final
 import numpy as np
 
 from workers.cli.common import USAGE, fail
+from workers.cli.items import Block, Item
 from workers.cli.show import printable
-from workers.cli.sources import Block, Item
 
 _ROWS: Final = 256
 _ID_COLUMNS: Final = ("id", "_id")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from workers.cli.common import USAGE, fail
 
 if TYPE_CHECKING:
-    from workers.cli.sources import Block
+    from workers.cli.items import Block
     from workers.client.embedder import Embedder
 
 

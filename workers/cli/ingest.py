@@ -27,7 +27,8 @@ from workers.cli.show import error_json, printable
 if TYPE_CHECKING:
     from schemas.errors import ErrorInfo
     from schemas.ingest import IngestResult
-    from workers.cli.sources import Block, Sources
+    from workers.cli.items import Block
+    from workers.cli.sources import Sources
     from workers.client import Client
 
 T = TypeVar("T")

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from schemas.codec import parse
-from schemas.errors import ErrorCode, ErrorInfo, InvalidMessage
+from schemas.errors import ErrorCode, InvalidMessage
 from schemas.index import MAX_MESSAGE_BYTES
 from workers.cli.common import USAGE, complain, fail
+from workers.cli.items import Block, Item
 from workers.cli.show import printable
 
 STDIN: Final = "-"
@@ -30,36 +31,6 @@ _BLOCK_BYTES: Final = 65_536
 _ADDED: Final = ("auth", "reply", "message_id", "issued_ms")
 _ARRAYS: Final = (".npy", ".parquet")
 _DOCUMENTS: Final = (".txt", ".md", ".eml")
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One operation, or why there is none.
-
-    Attributes:
-        where: file and line or row, for people.
-        operation: a plaintext-ingest body as `Client.ingest_many` takes it.
-        error: what is wrong with it.
-    """
-
-    where: str
-    operation: dict[str, Any] | None = None
-    error: ErrorInfo | None = None
-
-    @classmethod
-    def wrong(
-        cls,
-        where: str,
-        message: str,
-        *,
-        field: str | None = None,
-        code: ErrorCode = ErrorCode.INVALID_MESSAGE,
-    ) -> Item:
-        """Return an item that cannot be ingested."""
-        return cls(where, error=ErrorInfo(code=code, message=message, field=field))
-
-
-Block = list[Item]
 
 
 @dataclass(slots=True)

@@ -11,21 +11,18 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 
 from workers.errors import Damaged, Fenced, Reject, Retry
+from workers.index.shard import SWEEP_S, Shard
 from workers.telemetry import metrics
-
-if TYPE_CHECKING:
-    from workers.index.shard import Shard
 
 log = structlog.get_logger("index.background")
 
 ROUND_S: Final = 10.0
 """Seconds after which the task looks at its shards although no update came."""
-SWEEP_S: Final = 3600.0
 _RECOVER_S: Final = 30.0
 
 

@@ -31,7 +31,6 @@ from workers.chain.writer import ShardWriter
 from workers.crypto.derive import Purpose
 from workers.crypto.secret import SecretBytes
 from workers.errors import Damaged, Fenced, Reject, Retry, SealstreamError
-from workers.index.background import SWEEP_S
 from workers.index.build import Clusters, MicroBatch, gather
 from workers.index.emit import Emitter, ShardPosition
 from workers.index.receive import Received, receive
@@ -54,6 +53,8 @@ log = structlog.get_logger("index.shard")
 
 MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
 """Bytes of index-update that become one segment at most: bounds the memory of a micro-batch."""
+SWEEP_S: Final = 3600.0
+"""Seconds between two sweeps of a shard's garbage."""
 MAX_LIVE_SEGMENTS: Final = 8
 _DAMAGED_WAIT_S: Final = 30.0
 

@@ -13,7 +13,7 @@ import pytest
 from schemas.errors import ErrorCode, ErrorInfo
 from workers.cli.embed import embedded
 from workers.cli.ingest import in_thread
-from workers.cli.sources import Item
+from workers.cli.items import Item
 from workers.errors import Reject, Retry
 
 REFUSAL = ErrorInfo(code=ErrorCode.FORBIDDEN, message="not yours", field="groups")

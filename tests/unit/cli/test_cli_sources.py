@@ -10,7 +10,8 @@ import pytest
 
 from schemas.index import MAX_MESSAGE_BYTES
 from workers.cli.common import Exit
-from workers.cli.sources import Item, Sources, file_id, read_lines
+from workers.cli.items import Item
+from workers.cli.sources import Sources, file_id, read_lines
 
 
 def lines(data: bytes, index: str = "i") -> list[Item]:
