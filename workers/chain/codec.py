@@ -26,15 +26,18 @@ class Node(NamedTuple):
 
 
 class Codec(Protocol):
-    """Merges the nodes of one chain from several segments."""
+    """Merges nodes of the same chains from several segments."""
 
     kind: NodeKind
 
-    def merge(self, parts: Sequence[tuple[bytes, RowMap]]) -> bytes | None:
-        """Return one payload over the new rows, or None when no posting is left.
+    def merge_many(
+        self, chains: Sequence[Sequence[tuple[bytes, RowMap]]]
+    ) -> Sequence[bytes | None]:
+        """Return, for each chain, one payload over the new rows; None when no posting is left.
 
         Args:
-            parts: payload and rowmap per input segment that has a node of this chain.
+            chains: per chain the payload and the rowmap of each input segment that has a node of
+                it. A segment's rowmap is the same object wherever it comes.
         """
         ...
 

@@ -6,10 +6,10 @@ Pure CPU, for a thread.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from operator import itemgetter
-from typing import Any, NamedTuple
+from operator import attrgetter, itemgetter
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from workers.chain.retain import Mask, Retained
 from workers.chain.rows import FIXED, GroupSet, Rows
 from workers.chain.whole import WholeSegment
 from workers.errors import Fatal
+
+_BATCH_BYTES: Final = 256 * 1024
+"""Payloads merged at once: decoded, they take some eighty times as much for a moment."""
 
 
 class MergedRows(NamedTuple):
@@ -81,26 +84,62 @@ def merge_nodes(
             under the tokens of `epoch` and silently find nothing.
         Damaged: a node or the dictionary does not open.
     """
-    entries = heapq.merge(*([_tag(segment, i) for i, segment in enumerate(segments)]))
-    again: list[tuple[bytes, bytes, RowMap]] = []
-    for entry, group in groupby(entries, key=itemgetter(0)):
-        kind, token = NodeKind(entry[0]), entry[1:]
-        holders = [i for _, i in group]
-        parts = [(segments[i].node(kind, token), maps[i]) for i in holders]
+    regrouped = regroup is not None and regroup.kind == NodeKind.CODES
+    chains = _chains(segments, maps, None if regrouped else epoch)
+    for kind, of_kind in groupby(chains, key=attrgetter("kind")):
         if regroup is not None and kind == regroup.kind:
-            again.extend((token, payload, rowmap) for payload, rowmap in parts)
+            parts = [(one.token, *part) for one in of_kind for part in one.parts]
+            for token, payload in regroup.regroup(parts):
+                yield Node(kind, token, payload)
             continue
-        if kind == NodeKind.CODES and any(segments[i].ref.epoch != epoch for i in holders):
-            raise Fatal(ErrorCode.UNSUPPORTED, "vectors of several epochs need a regroup to merge")
         codec = codecs.get(kind)
         if codec is None:
             raise Fatal(ErrorCode.UNSUPPORTED, f"no codec for {kind.name} nodes; update the worker")
-        payload = codec.merge(parts)
-        if payload is not None:
-            yield Node(kind, token, payload)
-    if regroup is not None and again:
-        for token, payload in regroup.regroup(again):
-            yield Node(regroup.kind, token, payload)
+        for batch in _batches(of_kind):
+            payloads = codec.merge_many([one.parts for one in batch])
+            for one, merged in zip(batch, payloads, strict=True):
+                if merged is not None:
+                    yield Node(kind, one.token, merged)
+
+
+class _Chain(NamedTuple):
+    """The nodes of one chain, each with the row map of its segment."""
+
+    kind: NodeKind
+    token: bytes
+    parts: list[tuple[bytes, RowMap]]
+
+
+def _chains(
+    segments: Sequence[WholeSegment], maps: Sequence[RowMap], only_epoch: int | None
+) -> Iterator[_Chain]:
+    """Yield every chain, in the order of kinds and tokens.
+
+    Raises:
+        Fatal: CODES of another epoch than `only_epoch`, unless that is None.
+    """
+    entries = heapq.merge(*([_tag(segment, i) for i, segment in enumerate(segments)]))
+    for entry, group in groupby(entries, key=itemgetter(0)):
+        kind, token = NodeKind(entry[0]), entry[1:]
+        holders = [i for _, i in group]
+        several = any(segments[i].ref.epoch != only_epoch for i in holders)
+        if kind == NodeKind.CODES and several and only_epoch is not None:
+            raise Fatal(ErrorCode.UNSUPPORTED, "vectors of several epochs need a regroup to merge")
+        yield _Chain(kind, token, [(segments[i].node(kind, token), maps[i]) for i in holders])
+
+
+def _batches(chains: Iterable[_Chain]) -> Iterator[list[_Chain]]:
+    """Cut chains into batches that a codec decodes at once."""
+    batch: list[_Chain] = []
+    size = 0
+    for one in chains:
+        batch.append(one)
+        size += sum(len(payload) for payload, _ in one.parts)
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _tag(segment: WholeSegment, i: int) -> Iterator[tuple[bytes, int]]:

@@ -14,7 +14,7 @@ from workers.chain.kinds import BlockKind, NodeKind, Padding
 from workers.chain.padding import pad, unpad
 from workers.crypto.derive import block_key
 from workers.crypto.errors import OpenFailed
-from workers.crypto.nodes import NodeSealer, block_aad, node_aad, open_node, seal_node
+from workers.crypto.nodes import NodeSealer, block_aad, open_node, seal_node
 from workers.crypto.secret import SecretBytes
 
 
@@ -73,8 +73,7 @@ class SegmentSeals:
         Raises:
             Damaged: it does not authenticate as the node with this label.
         """
-        aad = node_aad(self._index_uid, self._shard, self._uid, label, kind)
         try:
-            return open_node(key, blob, aad)
+            return self._nodes.open_labelled(label, key, kind, blob)
         except (OpenFailed, ValueError) as exc:
             raise damaged(f"a {kind.name} node of shard {self._shard} is damaged") from exc

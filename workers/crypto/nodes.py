@@ -124,5 +124,12 @@ class NodeSealer:
         Raises:
             OpenFailed: The node was changed, or belongs elsewhere.
         """
-        label, key = self.label_and_key(token, kind, part)
+        return self.open_labelled(*self.label_and_key(token, kind, part), codec, sealed)
+
+    def open_labelled(self, label: bytes, key: bytes, codec: int, sealed: Buffer) -> bytes:
+        """Open a node with what `label_and_key` gave.
+
+        Raises:
+            OpenFailed: The node was changed, or belongs elsewhere.
+        """
         return open_node(key, sealed, self._aad + label + _ints(codec))

@@ -39,12 +39,17 @@ _SEED: Final = 1
 
 
 class CodesMerge:
-    """Merge the CODES nodes of one chain (`workers.chain.codec.Codec`), whatever its epoch."""
+    """Merge CODES nodes (`workers.chain.codec.Codec`), whatever their epoch."""
 
     kind = NodeKind.CODES
 
-    def merge(self, parts: Sequence[tuple[bytes, RowMap]]) -> bytes | None:
-        """Return one payload over the new rows, or None when no vector is left."""
+    def merge_many(
+        self, chains: Sequence[Sequence[tuple[bytes, RowMap]]]
+    ) -> Sequence[bytes | None]:
+        """Return one payload over the new rows for each chain, None when no vector is left."""
+        return [self._merge(parts) for parts in chains]
+
+    def _merge(self, parts: Sequence[tuple[bytes, RowMap]]) -> bytes | None:
         first = decode_codes(parts[0][0])
         zeros = np.zeros((1, first.values.codes.shape[1]), dtype=np.float32)
         state = VectorState(Metric.DOT, zeros[0], (Epoch(first.epoch, zeros, 0),))

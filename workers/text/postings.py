@@ -18,8 +18,7 @@ KEYWORD, META and GROUP payload (`RowsCodec`): rows with a sign
     rows      n   (distance << 1) | removed; the first distance is the row itself
 
 Everything works on whole arrays: `build_terms` and `build_rows` encode all nodes of a micro-batch
-in a few passes, `merge_many` all tokens of a compaction. `merge` serves one token; for the short
-payloads that most tokens have, it is a plain loop, which is faster than numpy there.
+in a few passes, `merge_many` thousands of tokens of a compaction.
 """
 
 from __future__ import annotations
@@ -43,13 +42,10 @@ from workers.text.varint import (
     ranges,
     read_varint,
     varint_sizes,
-    write_varint,
 )
 
 _VERSION: Final = 2
 _POSITIONS: Final = 1
-_WITH_POSITIONS: Final = bytes((_VERSION | _POSITIONS,))
-_SMALL_BYTES: Final = 768
 """Below this size one token is merged by a loop, above it by numpy."""
 
 Part = tuple[bytes, npt.NDArray[np.int64]]
@@ -200,12 +196,6 @@ class TermCodec:
 
     kind: NodeKind = NodeKind.TERM
 
-    def merge(self, parts: Sequence[Part]) -> bytes | None:
-        """Merge the payloads of one term; None when no posting is left."""
-        if sum(len(payload) for payload, _ in parts) <= _SMALL_BYTES:
-            return _merge_small_terms(parts)
-        return self.merge_many([parts])[0]
-
     def merge_many(self, tokens: Sequence[Sequence[Part]]) -> list[bytes | None]:
         """Merge the payloads of many terms in one go; one result for each, in order."""
         out: list[bytes | None] = [None] * len(tokens)
@@ -228,12 +218,6 @@ class RowsCodec:
     """Merge KEYWORD, META or GROUP payloads (a chain `Codec`)."""
 
     kind: NodeKind = NodeKind.KEYWORD
-
-    def merge(self, parts: Sequence[Part]) -> bytes | None:
-        """Merge the payloads of one token; None when no posting is left."""
-        if sum(len(payload) for payload, _ in parts) <= _SMALL_BYTES:
-            return _merge_small_rows(parts)
-        return self.merge_many([parts])[0]
 
     def merge_many(self, tokens: Sequence[Sequence[Part]]) -> list[bytes | None]:
         """Merge the payloads of many tokens in one go; one result for each, in order."""
@@ -378,83 +362,3 @@ def _map_rows(rows: Ints, source: Ints, maps: Sequence[npt.NDArray[np.int64]]) -
     whole = np.concatenate(tables) if len(tables) > 1 else tables[0]
     out: Ints = whole[rows + np.array(base, dtype=np.int64)[source]]
     return out
-
-
-def _merge_small_terms(parts: Sequence[Part]) -> bytes | None:
-    postings: list[tuple[int, int, list[int]]] = []
-    keep = all(payload[:1] == _WITH_POSITIONS for payload, _ in parts)
-    for payload, rowmap in parts:
-        values = _small_values(payload)
-        if values[0] & ~_POSITIONS != _VERSION or len(values) < 3 + 2 * values[1]:
-            raise MalformedPayloadError("not a TERM payload of this version")
-        count = values[1]
-        row, place = 0, 3 + 2 * count
-        for at in range(3, 3 + count):
-            row += values[at]
-            tf = values[at + count]
-            new = rowmap.item(row)
-            if new >= 0:
-                postings.append((new, tf, values[place : place + tf] if keep else []))
-            place += tf
-    if not postings:
-        return None
-    postings.sort()
-    columns, tail, last = bytearray(), bytearray(), 0
-    for row, _, _ in postings:
-        _append(columns, row - last)
-        last = row
-    for _, tf, deltas in postings:
-        _append(columns, tf)
-        for delta in deltas:
-            _append(tail, delta)
-    out = bytearray((_VERSION | (_POSITIONS if keep else 0),))
-    _append(out, len(postings))
-    _append(out, len(columns))
-    return bytes(out + columns + tail)
-
-
-def _merge_small_rows(parts: Sequence[Part]) -> bytes | None:
-    postings: list[tuple[int, int]] = []
-    for payload, rowmap in parts:
-        values = _small_values(payload)
-        if values[0] != _VERSION or values[1] != len(values) - 2:
-            raise MalformedPayloadError("not a payload of rows of this version")
-        row = 0
-        for value in values[2:]:
-            row += value >> 1
-            new = rowmap.item(row)
-            if new >= 0:
-                postings.append((new, value & 1))
-    if not postings:
-        return None
-    postings.sort()
-    out = bytearray((_VERSION,))
-    _append(out, len(postings))
-    last = 0
-    for row, sign in postings:
-        _append(out, ((row - last) << 1) | sign)
-        last = row
-    return bytes(out)
-
-
-def _small_values(payload: bytes) -> list[int]:
-    """Return the varints of a short payload, at least two: a loop beats numpy there."""
-    out: list[int] = []
-    value = shift = 0
-    for byte in payload:
-        if byte < 0x80:
-            out.append(value | byte << shift if shift else byte)
-            value = shift = 0
-        else:
-            value |= (byte & 0x7F) << shift
-            shift += 7
-    if shift or len(out) < 2:
-        raise MalformedPayloadError("a payload of postings is cut off")
-    return out
-
-
-def _append(out: bytearray, value: int) -> None:
-    if value < 0x80:
-        out.append(value)
-    else:
-        write_varint(out, value)

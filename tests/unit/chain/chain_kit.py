@@ -52,7 +52,10 @@ class Keywords:
 
     kind = NodeKind.KEYWORD
 
-    def merge(self, parts: Sequence[tuple[bytes, RowMap]]) -> bytes | None:
+    def merge_many(self, chains: Sequence[Sequence[tuple[bytes, RowMap]]]) -> list[bytes | None]:
+        return [self._merge(parts) for parts in chains]
+
+    def _merge(self, parts: Sequence[tuple[bytes, RowMap]]) -> bytes | None:
         out = []
         for payload, rowmap in parts:
             table = np.frombuffer(payload, DTYPE).copy()

@@ -351,5 +351,6 @@ async def test_a_scan_takes_few_requests(monkeypatch) -> None:
 
 
 def test_the_kit_codec_is_a_codec() -> None:
-    merged = Keywords().merge([(np.array([(1, 1)], DTYPE).tobytes(), np.array([-1, 4]))])
+    part = (np.array([(1, 1)], DTYPE).tobytes(), np.array([-1, 4]))
+    [merged] = Keywords().merge_many([[part]])
     assert np.frombuffer(merged, DTYPE)["row"].tolist() == [4]

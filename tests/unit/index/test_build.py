@@ -126,9 +126,8 @@ def test_vectors_become_codes_and_rows(precision: Any, dtype: str | None) -> Non
     stored = whole.ops[0].vector
     assert (stored is None) == (dtype is None)
     assert stored is None or stored.dtype == np.dtype(dtype)
-    merged = CodesMerge().merge(
-        [(node.payload, np.array([5, -1, 6])), (node.payload, np.array([-1, -1, 7]))]
-    )
+    parts = [(node.payload, np.array([5, -1, 6])), (node.payload, np.array([-1, -1, 7]))]
+    [merged] = CodesMerge().merge_many([parts])
     assert merged is not None
     assert decode_codes(merged).rows.tolist() == [5, 6, 7]
 

@@ -136,8 +136,7 @@ def test_merging_terms_is_renaming_rows(seed, several, size, positions):
     assert codec.kind is NodeKind.TERM
     together = codec.merge_many(tokens)
     for term, payload in enumerate(together):
-        alone = codec.merge(tokens[term]) if tokens[term] else None
-        assert alone == payload
+        assert codec.merge_many([tokens[term]]) == [payload]
         if payload is None:
             assert term not in expected
         elif positions:
@@ -167,27 +166,13 @@ def test_merging_keywords_is_renaming_rows(seed, several, size):
     codec = RowsCodec()
     together = codec.merge_many(tokens)
     for token, payload in enumerate(together):
-        assert codec.merge(tokens[token]) == payload
+        assert codec.merge_many([tokens[token]]) == [payload]
         if payload is None:
             assert not expected[token]
             continue
         found = decode_rows(payload)
         assert found.rows.tolist() == sorted(expected[token])
         assert found.removed.tolist() == [expected[token][r] for r in sorted(expected[token])]
-
-
-def test_small_and_large_merges_give_the_same_bytes(monkeypatch):
-    parts = segments_of(3, 4, 60, 80)
-    tokens = [
-        (payload, new)
-        for terms, new in parts
-        for group, payload in zip(*build_terms(columns_of(terms)), strict=True)
-        if group == 0
-    ]
-    small = TermCodec()
-    large = small.merge(tokens)
-    monkeypatch.setattr("workers.text.postings._SMALL_BYTES", 1 << 20)
-    assert small.merge(tokens) == large
 
 
 def test_published_bytes():
