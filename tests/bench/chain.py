@@ -13,7 +13,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from bench.d1 import D1Index
-from bench.engine import Keys, Reading, Writing
+from bench.engine import Keys, Reading, Writing, parse
 from bench.report import Figure, Report
 from bench.stack import local_stack, progress
 from bench.timing import Samples, alternate
@@ -118,12 +118,10 @@ async def _searches(report: Report, store: Store, theirs: Store, d1: D1Index) ->
     report.settings["live segments searched"] = writing.segments
     for size in SIZES:
         progress(f"searching a keyword of {size} postings")
-        query = {"keyword": f"of-{size}"}
+        query = parse({"keyword": f"of-{size}"})
         cost: dict[str, int] = {}
 
-        async def ours(
-            query: dict[str, Any] = query, size: int = size, cost: dict[str, int] = cost
-        ) -> float:
+        async def ours(query: Any = query, size: int = size, cost: dict[str, int] = cost) -> float:
             reading = Reading(store, keys, config)
             counted = _Rounds(store)
             began = time.perf_counter()

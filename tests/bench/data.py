@@ -124,6 +124,26 @@ def collection(name: str) -> Collection | None:
     )
 
 
+def abstracts() -> Collection:
+    """Return Vaswani, or docstrings with generated vectors: texts to search, not to judge."""
+    found = collection("vaswani")
+    if found is not None:
+        return found
+    docs = stdlib_docstrings(5000)
+    vectors = _generated(len(docs), 384)
+    queries = [doc.text.split(".")[0][:200] for doc in docs[::50]]
+    return Collection(
+        name="docstrings",
+        source=f"{len(docs)} docstrings of the standard library, generated vectors",
+        ids=[doc.id for doc in docs],
+        texts=[doc.text for doc in docs],
+        queries=queries,
+        relevant=[set() for _ in queries],
+        doc_vectors=vectors.base,
+        query_vectors=vectors.queries[: len(queries)],
+    )
+
+
 def exact(base: F32, queries: F32, k: int) -> npt.NDArray[np.int64]:
     """Return the `k` best rows of each query by inner product, ties by row: int64 `(q, k)`."""
     return np.argsort(-(queries @ base.T), axis=1, kind="stable")[:, :k].astype(np.int64)

@@ -18,7 +18,7 @@ import numpy as np
 
 from schemas.auth import Scope
 from schemas.codec import convert
-from schemas.filter import Filter, parse_filter
+from schemas.filter import Filter
 from schemas.index import IndexConfig
 from schemas.ingest import IngestRequest
 from schemas.query import QueryRequest
@@ -50,6 +50,7 @@ from workers.text.postings import RowsCodec, TermCodec
 GROUP = "00000000-0000-4000-8000-000000000001"
 _INDEX = "bench/engine"
 _SUITE = HpkeSuite.X25519
+_STALENESS_MS = 1000
 _CACHE_BYTES = 512 * 1024 * 1024
 
 
@@ -219,27 +220,36 @@ class Reading:
         self.gets = self.bytes = 0
 
     async def answer(
-        self,
-        query: dict[str, Any],
-        top_k: int | None = 10,
-        where: dict[str, Any] | None = None,
-        max_staleness_ms: float = 1000,
+        self, query: Any, top_k: int | None = 10, condition: Filter | None = None
     ) -> Answer:
-        """Answer one query of the contract."""
-        [asked], condition = _parsed([query], where)
-        snapshot = await self._open.snapshot([], max_staleness_ms)
+        """Answer one query (see `parse`)."""
+        snapshot = await self._open.snapshot([], _STALENESS_MS)
         context = self._open.context(self._decision)
-        found = await search(context, snapshot, asked, top_k=top_k, condition=condition)
+        found = await search(context, snapshot, query, top_k=top_k, condition=condition)
         self.gets += sum(shard.stats.gets for shard in snapshot.shards)
         self.bytes += sum(shard.stats.bytes for shard in snapshot.shards)
         return found
 
-    async def answers(self, queries: Sequence[dict[str, Any]], top_k: int = 10) -> list[Answer]:
+    async def answers(self, queries: Sequence[Any], top_k: int = 10) -> list[Answer]:
         """Answer a batch."""
-        asked, _ = _parsed(queries, None)
-        snapshot = await self._open.snapshot([], 1000)
+        snapshot = await self._open.snapshot([], _STALENESS_MS)
         context = self._open.context(self._decision)
-        return await search_many(context, snapshot, asked, limits=[top_k] * len(asked))
+        return await search_many(context, snapshot, queries, limits=[top_k] * len(queries))
+
+
+def parse(query: dict[str, Any]) -> Any:
+    """Decode a query of the contract, as a query worker does before it searches."""
+    request = convert(
+        QueryRequest,
+        {
+            "v": 1,
+            "request_id": "00000000-0000-4000-8000-000000000002",
+            "index": _INDEX,
+            "auth": {"token": "bench"},
+            "query": query,
+        },
+    )
+    return request.query
 
 
 def decision() -> Decision:
@@ -253,19 +263,3 @@ def decision() -> Decision:
         cnf=None,
         expires_s=time.time() + 86_400,
     )
-
-
-def _parsed(
-    queries: Sequence[dict[str, Any]], where: dict[str, Any] | None
-) -> tuple[list[Any], Filter | None]:
-    request = convert(
-        QueryRequest,
-        {
-            "v": 1,
-            "request_id": "00000000-0000-4000-8000-000000000002",
-            "index": _INDEX,
-            "auth": {"token": "bench"},
-            "queries": list(queries),
-        },
-    )
-    return list(request.all_queries()), None if where is None else parse_filter(where)

@@ -196,7 +196,8 @@ class _Bench:
             self._to, self._events, index, messages, lambda e: e.documents >= len(operations)
         )
         self._note_cpu(name, before)
-        progress(f"{name}: {len(operations) / seconds:.0f}/s")
+        heads = self._events.version(index)
+        progress(f"{name}: {len(operations) / seconds:.0f}/s in {heads} heads")
         return seconds
 
     async def _change(self, name: str, operations: Sequence[dict[str, Any]], index: str) -> float:

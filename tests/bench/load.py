@@ -131,6 +131,11 @@ class Events:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._reader.stop()
 
+    def version(self, index: str) -> int:
+        """Return the version of an index's head: how often it was published."""
+        event = self._latest.get(index)
+        return 0 if event is None else event.version
+
     async def until(self, index: str, condition: Callable[[IndexEvent], bool]) -> IndexEvent:
         """Wait for an event of an index that satisfies a condition.
 
