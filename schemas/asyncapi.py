@@ -69,6 +69,8 @@ def _id(topic: str) -> str:
 def _channel(channel: Channel) -> Json:
     spec: TopicSpec = _SPECS[channel.topic]
     settings: Json = {"cleanup.policy": ["compact" if spec.compacted else "delete"]}
+    if spec.broker_time:
+        settings["message.timestamp.type"] = "LogAppendTime"
     if spec.retention_ms is not None:
         settings["retention.ms"] = spec.retention_ms
     read = (

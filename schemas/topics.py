@@ -51,6 +51,8 @@ class TopicSpec:
         retention_ms: milliseconds a record is kept; None keeps it (compacted topics).
         compacted: keep the newest record of each key.
         mode: `group` for work shared by a consumer group, `broadcast` for all others.
+        broker_time: records bear the time at which the broker took them, not one that the producer
+            chose: by it the certificate of who wrote an index-update is judged.
     """
 
     name: str
@@ -58,6 +60,7 @@ class TopicSpec:
     retention_ms: int | None
     compacted: bool
     mode: Literal["group", "broadcast"]
+    broker_time: bool = False
 
 
 def dead_letter(name: str) -> str:
@@ -73,7 +76,7 @@ def with_prefix(prefix: str, name: str) -> str:
 _MAIN: Final = (
     TopicSpec(PLAINTEXT_INGEST, 4, _DAY_MS, compacted=False, mode="group"),
     TopicSpec(INGEST_RESULT, 4, _DAY_MS, compacted=False, mode="broadcast"),
-    TopicSpec(INDEX_UPDATE, 4, 7 * _DAY_MS, compacted=False, mode="group"),
+    TopicSpec(INDEX_UPDATE, 4, 7 * _DAY_MS, compacted=False, mode="group", broker_time=True),
     TopicSpec(INDEX_UPDATE_PARKED, 4, 7 * _DAY_MS, compacted=False, mode="broadcast"),
     TopicSpec(INDEX_EVENT, 1, None, compacted=True, mode="broadcast"),
     TopicSpec(QUERY_REQUEST, 4, _HOUR_MS, compacted=False, mode="group"),

@@ -119,6 +119,11 @@ class Listening:
         for records in (await self._consumer.getmany(timeout_ms=200)).values():
             self.records += records
 
+    async def positions(self) -> dict[TopicPartition, int]:
+        """Return where reading goes on; right after `Bare.listen`, the ends of the topics."""
+        places = self._consumer.assignment()
+        return {place: await self._consumer.position(place) for place in places}
+
     async def until(self, condition: Callable[[], Any], what: str) -> Any:
         """Read on until `condition` gives something true; return that."""
         try:
@@ -128,6 +133,10 @@ class Listening:
         except TimeoutError:
             raise AssertionError(f"not within {DEADLINE_S:g} s: {what}") from None
         return found
+
+    def forget(self, topic: str) -> None:
+        """Drop the records of a topic seen so far."""
+        self.records = [one for one in self.records if one.topic != topic]
 
     def values(self, topic: str) -> list[dict[str, Any]]:
         return [json.loads(r.value) for r in self.records if r.topic == topic and r.value]

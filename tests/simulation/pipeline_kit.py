@@ -51,6 +51,7 @@ from workers.leases.credential import open_value, verify_message
 from workers.leases.directory import IndexEntry, KeyServiceEntry
 from workers.leases.heads import head_verifier
 from workers.leases.lease import Decision, Lease
+from workers.runtime.announced import Announced
 from workers.runtime.deadletter import DeadLetters
 from workers.runtime.health import Health
 from workers.runtime.policy import BatchPolicy, RetryPolicy
@@ -263,6 +264,8 @@ class Pipeline:
     async def services(self, worker_id: str = "index-1") -> Services:
         producer = await self.broker.producer()
         who = identity(self.realm, "index", worker_id)
+        events = self.broker.topic_reader([INDEX_EVENT], start="beginning")
+        await events.start()
         return Services(
             holder=Holder(self.realm, "index"),
             directory=self.realm,
@@ -274,6 +277,7 @@ class Pipeline:
             blocked=Total(metrics.BLOCKED_RECORDS, topic=INDEX_UPDATE),
             segments=Total(metrics.LIVE_SEGMENTS),
             health=Health(worker_id),
+            announced=Announced(events, self.realm, None),
         )
 
     @asynccontextmanager

@@ -172,7 +172,7 @@ class Run:
     async def apply(self, ops: list[Op], trouble: str) -> None:
         self.offset += 3
         self.clock.ms += 10
-        work = batch(self.offset, ops)
+        work = batch(self.offset, ops, created_ms=self.clock.ms)
         verb = "replace" if self.writer.head.version else "create"
         if trouble in ("head lost", "both"):
             self.store.fail_next(verb, contains="/head")

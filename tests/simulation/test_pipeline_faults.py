@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import msgspec
 import pytest
 from pipeline_kit import GROUP_A, INDEX_GROUP, INGEST_GROUP, Caller, Pipeline, identity
@@ -18,13 +21,16 @@ from schemas.topics import (
 )
 from schemas.update import decode_envelope, encode_envelope
 from schemas.values import decode_base64, encode_base64
+from workers.chain.retain import RETENTION_MS
 from workers.crypto.hpke import HpkePrivateKey, HpkeSuite
 from workers.crypto.info import Info, info
 from workers.crypto.sign import SigningKey
-from workers.errors import Fenced, Retry
+from workers.errors import Damaged, Fenced, Retry
 from workers.index.handler import IndexHandler
+from workers.ingest import publish
 from workers.kafka.broker import TP, Record
 from workers.leases.credential import seal_value, sign_message
+from workers.storage import layout
 
 
 async def index_handler(world: Pipeline, worker_id: str = "index-1") -> IndexHandler:
@@ -98,6 +104,60 @@ async def test_a_crash_between_head_and_event_loses_no_event_and_applies_nothing
     assert (await world.snapshot("i")).version == version
     await first.stop()
     await second.stop()
+
+
+async def test_a_kept_update_that_is_older_than_the_floors_is_refused(monkeypatch) -> None:
+    """Its own place in the order would be forgotten: it could bring back what was deleted."""
+    world = Pipeline()
+    world.realm.create("i")
+    ingest = await world.ingest_handler()
+    await ingest.start()
+    clock_s = time.time()
+
+    async def put(doc: str, age_ms: int, **body: Any) -> None:
+        monkeypatch.setattr(publish.time, "time", lambda: clock_s - age_ms / 1000)
+        await ingest.process([await world.put("i", doc, **body)])
+        monkeypatch.undo()
+
+    await put("gone", RETENTION_MS + 2000, content="x", keywords=["k"])
+    await put("gone", RETENTION_MS + 1000, op="delete")
+    await put("other", 0, content="x", keywords=["k"])
+    kept = updates(world)[0]
+    producer = await world.broker.producer()
+    async with world.index():
+        await world.applied(*world.results())
+        await producer.send_and_wait(
+            INDEX_UPDATE, kept.value, key=kept.key, partition=0, headers=kept.headers
+        )
+        (letter,) = await world.until(lambda: world.dead(INDEX_UPDATE))
+        await world.until(lambda: world.committed(INDEX_GROUP, INDEX_UPDATE) == 4)
+    assert (letter.error.code, letter.source.offset) == (ErrorCode.EXPIRED, 3)
+    assert await world.keyword("i", "k") == ["other"]
+
+
+async def test_a_head_older_than_what_was_announced_is_not_gone_on_from() -> None:
+    world = Pipeline()
+    uid = world.realm.create("i")
+    ingest = await world.ingest_handler()
+    await ingest.start()
+    heads = []
+    async with world.index():
+        for number in range(2):
+            await ingest.process([await world.put("i", f"d{number}", content="x")])
+            await world.applied(*world.results())
+            heads.append(await world.store.get(layout.head(uid, 0)))
+    await world.store.put(layout.head(uid, 0), heads[0].data)
+    await ingest.process([await world.put("i", "d2", content="x")])
+    handler = await index_handler(world)
+    assert await handler.start() is None
+    (shard,) = handler.shards
+    with pytest.raises(Damaged):
+        await shard.open()
+    await handler.process(updates(world)[2:])
+    # The update waits: it is neither lost nor applied to what was put back.
+    assert [record.offset for record in shard.waiting] == [2]
+    assert (await world.store.get(layout.head(uid, 0))).data == heads[0].data
+    await handler.stop()
 
 
 async def test_an_event_that_was_not_acknowledged_is_sent_again() -> None:

@@ -79,13 +79,14 @@ class Compactor:
         async with self._lock:
             async with core.lock:
                 tables = list(await core.tables())
+                clock_ms = core.head.clock_ms
             chosen = (
                 list(range(len(tables))) if everything else choose(tables, self._max_segment_bytes)
             )
             if not chosen:
                 return None
             inputs = [tables[i] for i in chosen]
-            merged = await self._merge(tables, chosen, regroup, epoch)
+            merged = await self._merge(tables, chosen, clock_ms, regroup, epoch)
             if merged.built is not None:
                 await core.store_parts(merged.built, [], [], [])
             async with core.lock:
@@ -103,6 +104,7 @@ class Compactor:
         self,
         tables: Sequence[SegmentTable],
         chosen: Sequence[int],
+        clock_ms: int,
         regroup: Regroup | None,
         epoch: int | None,
     ) -> Merged:
@@ -121,8 +123,7 @@ class Compactor:
 
         def work() -> Merged:
             retained = [
-                retain(tables, i, now_ms=ctx.now_ms, retention_ms=self._retention_ms)
-                for i in chosen
+                retain(tables, i, now_ms=clock_ms, retention_ms=self._retention_ms) for i in chosen
             ]
             segments = [WholeSegment(file.ref, file.data, file.seals()) for file in whole]
             return merge_segments(ctx, segments, retained, self._codecs, regroup)

@@ -97,7 +97,8 @@ class Head(Struct, frozen=True, array_like=True):
 
     `deletes[i]` belongs to `segments[i]`. `applied` is the highest index-update offset contained,
     -1 if none. `vector` is opaque here (centroids, epoch). `versions` names the analyzer and the
-    codecs.
+    codecs. `clock_ms` is when the newest batch that was applied had been made, by its writer's
+    clock: what is older than it by the retention is refused, and only then do floors go.
     """
 
     v: int
@@ -116,6 +117,7 @@ class Head(Struct, frozen=True, array_like=True):
     stats: ShardStats
     vector: bytes = b""
     versions: dict[str, str] = {}
+    clock_ms: int = 0
 
     def generations(self) -> set[int]:
         """Return the key generations that this shard still needs."""

@@ -81,6 +81,7 @@ class PendingBatch:
         build_nodes: called once with the accepted rows.
         vocabulary: opaque blocks for prefix queries.
         epoch: training epoch of the CODES nodes in it.
+        created_ms: when the newest of the records was made, by its writer's clock; 0 if none says.
     """
 
     offset: int
@@ -88,6 +89,7 @@ class PendingBatch:
     build_nodes: NodeBuilder
     vocabulary: Sequence[bytes] = ()
     epoch: int = 0
+    created_ms: int = 0
 
 
 @unique

@@ -7,21 +7,26 @@
                       TOMBSTONE row of the id at a higher offset: that one stops the same late
                       duplicates, and lives longer
 
-The retention is that of plaintext-ingest plus whatever delay the pipeline may add: after it no late
-duplicate can come. Other segments than those merged are consulted through the writer's tables, so
-each decision is about the whole shard.
+The retention is longer than that of plaintext-ingest and of index-update, and counts by the clock
+of the batches (`Head.clock_ms`): whoever applies batches refuses those that are older than that
+clock by the retention (`too_old`), so once a floor is gone nothing comes that it would have
+stopped, not even a record that somebody kept to append it again. Other segments than those merged
+are consulted through the writer's tables, so each decision is about the whole shard.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.chain.kinds import RowKind
 from workers.chain.state import SegmentTable, match_ids
+
+RETENTION_MS: Final = 8 * 86_400_000
+"""How long floors stay: as long as index-update keeps a record, and a day."""
 
 Mask = NDArray[np.bool_]
 
@@ -33,10 +38,15 @@ class Retained(NamedTuple):
     dead: Mask
 
 
+def too_old(created_ms: int, clock_ms: int, retention_ms: int = RETENTION_MS) -> bool:
+    """Tell whether floors against a batch made at `created_ms` may be gone at `clock_ms`."""
+    return created_ms <= clock_ms - retention_ms
+
+
 def retain(
     tables: Sequence[SegmentTable], segment: int, *, now_ms: int, retention_ms: int
 ) -> Retained:
-    """Decide for the rows of `tables[segment]`."""
+    """Decide for the rows of `tables[segment]` at `now_ms`, the clock of the head."""
     table = tables[segment]
     live = table.live()
     young = table.applied_ms > now_ms - retention_ms

@@ -28,12 +28,11 @@ from workers.chain.head import Deletes, Head, HeadSigner, VerifyWriter
 from workers.chain.kinds import NodeKind, Padding, SegmentKeys
 from workers.chain.ops import Accepted, OpStatus, Outcome, PendingBatch, Published
 from workers.chain.resolve import Resolution, resolve
+from workers.chain.retain import RETENTION_MS
 from workers.chain.segment import BuiltSegment, build_segment
 from workers.chain.state import SegmentTable, change_stats
 from workers.chain.sweep import GRACE_MS, Swept, sweep_shard
 from workers.storage.store import Store
-
-DAY_MS = 86_400_000
 
 
 class _Decided(NamedTuple):
@@ -53,7 +52,8 @@ class ShardWriter:
         codecs: merge the nodes of each kind.
         generation: key generation of what is written from now on (see `use_generation`).
         padding: level of what is written from now on.
-        retention_ms: how long after it was applied an operation's late duplicate may come.
+        retention_ms: how long after it was applied an operation's late duplicate may come, by the
+            clock of the batches (`Head.clock_ms`). What comes later must not be passed to `apply`.
         max_segment_bytes: larger segments are not merged further while there is room.
         clock_ms: milliseconds since 1970.
     """
@@ -70,7 +70,7 @@ class ShardWriter:
         *,
         generation: int = 1,
         padding: Padding = "standard",
-        retention_ms: int = 2 * DAY_MS,
+        retention_ms: int = RETENTION_MS,
         max_segment_bytes: int = MAX_SEGMENT_BYTES,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
@@ -247,6 +247,8 @@ class ShardWriter:
             segments=[table.ref for table in after],
             deletes=deletes,
             stats=change_stats(head.stats, tables, kills, decided.table),
+            # A writer whose clock is ahead must not make everybody else's batches look old.
+            clock_ms=max(head.clock_ms, min(batch.created_ms, self._core.clock_ms())),
         )
         await self._core.publish(head, after)
 

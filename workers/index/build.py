@@ -177,12 +177,13 @@ def _check_kinds(batch: UpdateBatch, terms: Ints, words: Ints) -> None:
 class MicroBatch:
     """The batches of one shard that become one segment.
 
-    `sources[i]` is what the operation `ops[i]` came from.
+    `sources[i]` is what the operation `ops[i]` came from, `created_ms` when the newest was made.
     """
 
     ops: list[PendingOp] = field(default_factory=list)
     sources: list[UpdateOp] = field(default_factory=list)
     vocabulary: list[bytes] = field(default_factory=list)
+    created_ms: int = 0
     _tokens: dict[bytes, int] = field(default_factory=dict)
     _terms: list[tuple[Ints, Ints, Ints, Ints]] = field(default_factory=list)
     _words: list[tuple[Ints, Ints]] = field(default_factory=list)
@@ -211,6 +212,7 @@ class MicroBatch:
             self.vocabulary.append(batch.vocabulary)
         self.ops.extend(checked.ops)
         self.sources.extend(batch.ops)
+        self.created_ms = max(self.created_ms, batch.created_ms)
 
     def first_vectors(self) -> F32 | None:
         """Return float32 `(n, d)` vectors of the batch, None if it has none."""

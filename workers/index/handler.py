@@ -70,8 +70,10 @@ class IndexHandler:
         """Read and announce the heads; return the offset to begin at.
 
         Raises:
-            Retry: the broker did not take the events.
+            Retry: the broker cannot be asked for events, or did not take ours.
         """
+        # What other workers announced until now: a head that is older was put back.
+        await self._services.announced.caught_up()
         self._shards.clear()
         self._strangers.clear()
         self._discover()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from schemas.errors import ErrorCode, ErrorInfo, InvalidMessage
 from schemas.update import UpdateEnvelope, decode_envelope
+from workers.chain.retain import too_old
 from workers.crypto.derive import Purpose
 from workers.crypto.sign import VerifyKey
 from workers.errors import Reject
@@ -35,9 +36,22 @@ class Received:
 
 
 async def receive(
-    records: Sequence[Record], lease: Lease, shard: int, issuer: VerifyKey, store: Store
+    records: Sequence[Record],
+    lease: Lease,
+    shard: int,
+    issuer: VerifyKey,
+    store: Store,
+    clock_ms: int,
 ) -> list[Received]:
     """Verify, open and check the records of one shard, in order.
+
+    Args:
+        records: as read.
+        lease: for the index.
+        shard: which they must be for.
+        issuer: the key service's verify key.
+        store: where bodies lie that were too large for a record.
+        clock_ms: `Head.clock_ms`; batches that are too old for it are refused.
 
     Raises:
         Retry: KEY_UNAVAILABLE (a generation the lease does not have), STORAGE_UNAVAILABLE.
@@ -51,7 +65,7 @@ async def receive(
     ]
     return await asyncio.to_thread(
         lambda: [
-            _open(record, envelope, body, lease)
+            _open(record, envelope, body, lease, clock_ms)
             for record, envelope, body in zip(records, envelopes, bodies, strict=True)
         ]
     )
@@ -98,6 +112,7 @@ def _open(
     envelope: UpdateEnvelope | ErrorInfo,
     body: bytes | ErrorInfo,
     lease: Lease,
+    clock_ms: int,
 ) -> Received:
     if isinstance(envelope, ErrorInfo):
         return Received(record, None, envelope)
@@ -105,9 +120,11 @@ def _open(
         return Received(record, None, body)
     private = lease.private_key(envelope.generation, Purpose.UPDATE)
     try:
-        return Received(
-            record, check_batch(open_update(envelope, private, body), lease.config), None
-        )
+        batch = open_update(envelope, private, body)
+        if too_old(batch.created_ms, clock_ms):
+            # What stopped a second application may be forgotten: nobody may bring it back.
+            raise Reject(ErrorCode.EXPIRED, "the update is older than what the shard remembers")
+        return Received(record, check_batch(batch, lease.config), None)
     except Reject as error:
         return Received(record, None, error.info())
     except Exception as failure:

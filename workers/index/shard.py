@@ -42,6 +42,7 @@ from workers.leases.directory import IndexEntry, KeyDirectory
 from workers.leases.heads import head_verifier
 from workers.leases.holder import LeaseHolder
 from workers.leases.lease import Lease
+from workers.runtime.announced import Announced
 from workers.runtime.deadletter import DeadLetters
 from workers.runtime.health import Health
 from workers.runtime.policy import RetryPolicy
@@ -73,6 +74,7 @@ class Services:
     blocked: Total
     segments: Total
     health: Health
+    announced: Announced
 
 
 class Shard:
@@ -134,7 +136,8 @@ class Shard:
         """Read the head, if that was not done; write nothing.
 
         Raises:
-            Retry, Reject: no keys, no storage. Damaged: the head does not authenticate.
+            Retry, Reject: no keys, no storage. Damaged: the head does not authenticate, or is older
+            than one that was announced.
         """
         services = self._services
         # By uid: the name may have been given to another index meanwhile.
@@ -170,7 +173,8 @@ class Shard:
                     generation=lease.generation,
                     padding=lease.config.padding,
                 )
-                await writer.load()
+                floor = services.announced.version(self.index, self.uid, self.number)
+                await writer.load(floor)
                 self._writer, self._vectors = writer, vectors
                 self._look(writer)
                 self._reader = ShardReader(
@@ -305,7 +309,7 @@ class Shard:
             return
         services = self._services
         issuer = services.directory.key_service.sign_pub
-        received = await receive(records, lease, self.number, issuer, services.store)
+        received = await receive(records, lease, self.number, issuer, services.store, head.clock_ms)
         await self._dead_letter(received)
         whole = await asyncio.to_thread(
             gather, [one.checked for one in received if one.checked is not None]
@@ -352,6 +356,7 @@ class Shard:
                 build_nodes=lambda accepted: whole.nodes(accepted, clusters),
                 vocabulary=whole.vocabulary,
                 epoch=epoch,
+                created_ms=whole.created_ms,
             )
         )
         metrics.PUBLISH_SECONDS.observe(time.monotonic() - began_s)

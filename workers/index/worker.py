@@ -11,6 +11,7 @@ from workers.index.handler import IndexHandler
 from workers.index.shard import Services
 from workers.index.totals import Total
 from workers.kafka.broker import TP, Broker
+from workers.runtime.announced import following
 from workers.runtime.policy import BatchPolicy, DrainPolicy, RetryPolicy
 from workers.runtime.process import connections, drive, stand
 from workers.runtime.pump import Pump
@@ -38,7 +39,10 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 
 async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, store: Store) -> None:
     """Run on a broker and a store that somebody else opened."""
-    async with stand(settings, "index", broker) as parts:
+    async with (
+        stand(settings, "index", broker) as parts,
+        following(broker, parts.directory, settings.topic_prefix) as announced,
+    ):
         services = Services(
             holder=parts.holder,
             directory=parts.directory,
@@ -50,6 +54,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             blocked=Total(metrics.BLOCKED_RECORDS, topic=INDEX_UPDATE),
             segments=Total(metrics.LIVE_SEGMENTS),
             health=parts.health,
+            announced=announced,
         )
 
         def handler(tp: TP) -> IndexHandler:
@@ -71,4 +76,4 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             # Fetches wait for no fullness: the linger collects, and an idle tenant must not wait.
             bulk=False,
         )
-        await drive(pump, parts.health, stop)
+        await drive(pump, parts.health, stop, announced.end())

@@ -188,6 +188,8 @@ class AioBroker:
         configs = {"cleanup.policy": "compact" if spec.compacted else "delete"}
         if spec.retention_ms is not None:
             configs["retention.ms"] = str(spec.retention_ms)
+        if spec.broker_time:
+            configs["message.timestamp.type"] = "LogAppendTime"
         if self._config.request_bytes > 1_000_000:
             configs["max.message.bytes"] = str(self._config.request_bytes)
         topic = NewTopic(spec.name, spec.partitions, 1, topic_configs=configs)

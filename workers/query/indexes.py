@@ -259,13 +259,9 @@ class OpenIndexes:
             if lease.uid not in self._open:
                 opened.close()
 
-    def announced(self, index: str, uid: bytes, shard: int) -> int:
-        """Return the newest version that was announced of a shard, 0 if none was."""
-        return self._announced.get((index, uid, shard), 0)
-
     async def announce(self, index: str, uid: bytes, shard: int, version: int) -> None:
         """Take what a signed index-event says: heads below `version` are refused from now on."""
-        if version <= self.announced(index, uid, shard):
+        if version <= self._announced.get((index, uid, shard), 0):
             return
         self._announced[index, uid, shard] = version
         opened = self._open.get(uid)

@@ -28,6 +28,7 @@ from workers.chain.compact import MAX_LIVE_SEGMENTS, choose
 from workers.chain.head import SegmentRef
 from workers.chain.kinds import NodeKind, RowKind
 from workers.chain.ops import OpStatus, PendingBatch
+from workers.chain.retain import too_old
 from workers.chain.rows import Rows
 from workers.chain.state import SegmentTable
 from workers.chain.writer import ShardWriter
@@ -92,8 +93,13 @@ class Shard:
         if self.offset < 0:
             await self.writer.load()
         self.offset += 1
-        published = await self.writer.apply(batch(self.offset, ops))
+        published = await self.writer.apply(batch(self.offset, ops, created_ms=self.clock.ms))
         return [one.status for one in published.outcomes]
+
+    async def wait(self, ms: int) -> None:
+        """Let time pass, and something come in."""
+        self.clock.ms += ms
+        await self()
 
 
 async def test_there_are_never_more_than_eight_live_segments() -> None:
@@ -180,7 +186,7 @@ async def test_a_fully_dead_shard_becomes_empty() -> None:
     shard = Shard(retention_ms=1000)
     await shard(Op(DOC, "a", ("x",), 0, 1))
     await shard(Op(TOMBSTONE, "a", (), 0, 2))
-    shard.clock.ms += 1000
+    await shard.wait(1000)
     done = await shard.writer.compact(everything=True)
     assert (done.rows_in, done.rows_out, done.bytes_out) == (2, 0, 0)
     assert shard.writer.head.segments == []
@@ -204,7 +210,7 @@ async def test_floors_survive_until_the_retention_has_passed(everything_else: bo
     assert (await snapshot.lookup([request]))[request] == []
     assert sorted(await snapshot.ids(0)) == ["", "", "a", "b"]
     if everything_else:
-        shard.clock.ms += 1000
+        await shard.wait(1000)
         await shard.writer.compact(everything=True)
         assert shard.writer.head.stats.rows == 2
 
@@ -221,19 +227,40 @@ async def test_tombstones_stay_as_long_as_late_duplicates_may_come() -> None:
     shard = Shard(retention_ms=1000)
     await shard(Op(DOC, "a", ("x",), 0, 1))
     await shard(Op(TOMBSTONE, "a", (), 0, 2))
-    shard.clock.ms += 999
+    await shard.wait(999)
     await shard.writer.compact(everything=True)
     assert await shard(Op(DOC, "a", ("x",), 0, 1)) == [OpStatus.IGNORED]
-    shard.clock.ms += 1
+    await shard.wait(1)
     await shard.writer.compact(everything=True)
     assert shard.writer.head.stats.rows == 0
+
+
+async def test_floors_stay_while_nothing_newer_is_applied() -> None:
+    """The clock of the batches counts: with it, the index worker refuses what is too old."""
+    shard = Shard(retention_ms=1000)
+    await shard(Op(DOC, "a", ("x",), 0, 1))
+    await shard(Op(TOMBSTONE, "a", (), 0, 2))
+    made_ms = shard.clock.ms
+    shard.clock.ms += 5000
+    await shard.writer.compact(everything=True)
+    assert await shard(Op(DOC, "a", ("x",), 0, 1)) == [OpStatus.IGNORED]
+    assert too_old(made_ms, shard.writer.head.clock_ms, 1000)
+
+
+async def test_a_batch_from_the_future_does_not_move_the_clock_ahead() -> None:
+    shard = Shard()
+    await shard.writer.load()
+    await shard.writer.apply(batch(0, [Op(DOC, "a", ("x",), 0, 1)], created_ms=10**15))
+    assert shard.writer.head.clock_ms == shard.clock.ms
+    await shard.writer.apply(batch(1, [Op(DOC, "b", ("x",), 0, 2)], created_ms=5))
+    assert shard.writer.head.clock_ms == shard.clock.ms
 
 
 async def test_removals_stay_while_they_hide_something() -> None:
     shard = Shard(retention_ms=1000)
     await shard(Op(DOC, "a", ("x",), 0, 1), Op(REMOVALS, "b", ("x",), 0, 2))
     await shard(Op(REMOVALS, "a", ("x",), 0, 3))
-    shard.clock.ms += 1000
+    await shard.wait(1000)
     await shard.writer.compact(everything=True)
     # The one of "b" hides nothing, the one of "a" still does.
     assert shard.writer.head.stats.rows == 2
