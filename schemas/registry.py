@@ -233,13 +233,6 @@ CHANNELS: Final[tuple[Channel, ...]] = (
         ("index",),
     ),
     Channel(
-        topics.INDEX_UPDATE_PARKED,
-        "as index-update",
-        ("index-update",),
-        ("index",),
-        ("index",),
-    ),
-    Channel(
         topics.INDEX_EVENT,
         "`<index>/<shard>`",
         ("index-event",),

@@ -12,7 +12,6 @@ from typing import Final, Literal
 PLAINTEXT_INGEST: Final = "plaintext-ingest"
 INGEST_RESULT: Final = "ingest-result"
 INDEX_UPDATE: Final = "index-update"
-INDEX_UPDATE_PARKED: Final = "index-update.parked"
 INDEX_EVENT: Final = "index-event"
 QUERY_REQUEST: Final = "query-request"
 QUERY_RESULT: Final = "query-result"
@@ -77,7 +76,6 @@ _MAIN: Final = (
     TopicSpec(PLAINTEXT_INGEST, 4, _DAY_MS, compacted=False, mode="group"),
     TopicSpec(INGEST_RESULT, 4, _DAY_MS, compacted=False, mode="broadcast"),
     TopicSpec(INDEX_UPDATE, 4, 7 * _DAY_MS, compacted=False, mode="group", broker_time=True),
-    TopicSpec(INDEX_UPDATE_PARKED, 4, 7 * _DAY_MS, compacted=False, mode="broadcast"),
     TopicSpec(INDEX_EVENT, 1, None, compacted=True, mode="broadcast"),
     TopicSpec(QUERY_REQUEST, 4, _HOUR_MS, compacted=False, mode="group"),
     TopicSpec(QUERY_RESULT, 4, _HOUR_MS, compacted=False, mode="broadcast"),

@@ -5,6 +5,7 @@
     ├── Reject     this input can never succeed: dead letter, and an error result to the sender
     │   └── Damaged    stored data failed its authentication: as Reject, and an alert
     ├── Fenced     another writer owns the shard: drop its state, load it again
+    ├── Reread     records were passed over that can be worked on now: read them again
     └── Fatal      the process cannot go on: exit, let the supervisor start it anew
 
 A message says what to do. It never carries plaintext, keys or tokens.
@@ -61,6 +62,10 @@ class Damaged(Reject):
 
 class Fenced(SealstreamError):  # noqa: N818 - named by what to do
     """Raised with `CONFLICT` when another writer published the shard: state held here is stale."""
+
+
+class Reread(SealstreamError):  # noqa: N818 - named by what to do
+    """Raised when a partition must be read again from where its state ends."""
 
 
 class Fatal(SealstreamError):  # noqa: N818 - named by what to do

@@ -225,7 +225,7 @@ class Settings(BaseModel):
     )
     max_blocked_records: Positive = Field(
         default=100_000,
-        description="Records held back for a shard without a lease before it is parked.",
+        description="Records of a partition held back in memory for indexes without keys.",
     )
     max_staleness_ms: Milliseconds = Field(
         default=1000,

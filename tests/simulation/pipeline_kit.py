@@ -65,6 +65,7 @@ GROUP_A = "00000000-0000-4000-8000-00000000000a"
 GROUP_B = "00000000-0000-4000-8000-00000000000b"
 QUICK = RetryPolicy(first_s=0.01, max_s=0.05, pending_s=0.02)
 INGEST_GROUP, INDEX_GROUP = "ingest", "index"
+MAX_RECORDS = 500
 
 
 @dataclass
@@ -294,21 +295,35 @@ class Pipeline:
             yield
 
     @asynccontextmanager
-    async def index(self, *, background: bool = False) -> Any:
+    async def index(
+        self,
+        *,
+        background: bool = False,
+        max_blocked_records: int = 1000,
+        max_records: int = MAX_RECORDS,
+    ) -> Any:
         services = await self.services()
 
         def make(tp: TP) -> IndexHandler:
-            handler = IndexHandler(tp, services, max_blocked_records=1000, background=background)
+            handler = IndexHandler(
+                tp, services, max_blocked_records=max_blocked_records, background=background
+            )
             self.handlers.append(handler)
             return handler
 
-        async with self._running(INDEX_GROUP, INDEX_UPDATE, make):
+        async with self._running(INDEX_GROUP, INDEX_UPDATE, make, max_records):
             yield
 
     @asynccontextmanager
-    async def _running(self, group: str, topic: str, make: Callable[[TP], Any]) -> Any:
+    async def _running(
+        self,
+        group: str,
+        topic: str,
+        make: Callable[[TP], Any],
+        max_records: int = MAX_RECORDS,
+    ) -> Any:
         stop = asyncio.Event()
-        policy = BatchPolicy(max_records=500, max_bytes=16_000_000, linger_s=0.01)
+        policy = BatchPolicy(max_records=max_records, max_bytes=16_000_000, linger_s=0.01)
         pump = Pump(self.broker, group, [topic], make, policy=policy, retry=QUICK, bulk=False)
         task = asyncio.create_task(pump.run(stop))
         try:

@@ -238,6 +238,35 @@ async def test_one_shard_without_keys_does_not_stop_the_others() -> None:
         await world.until(lambda: world.committed(INDEX_GROUP, INDEX_UPDATE) == 2)
 
 
+async def test_what_waits_for_a_key_is_put_aside_and_read_again() -> None:
+    """Memory is bounded, the others go on, and in the end nothing is missing or out of order."""
+    world = Pipeline()
+    world.realm.create("open")
+    world.realm.create("shut")
+    ingest = await world.ingest_handler()
+    await ingest.start()
+    for number in range(6):
+        await ingest.process([await world.put("shut", f"s{number}", content="x", keywords=["k"])])
+        await ingest.process([await world.put("shut", "same", content="x", keywords=[f"{number}"])])
+    world.realm.down.add("shut")
+    async with world.index(max_blocked_records=3, max_records=2):
+        for number in range(3):
+            await ingest.process([await world.put("open", f"o{number}", content="x")])
+        await world.applied(*(one for one in world.results() if one.index == "open"))
+        shards = [shard for handler in world.handlers for shard in handler.shards]
+        assert sum(len(shard.waiting) for shard in shards) <= 3 + 2
+        assert [shard.index for shard in shards if shard.behind is not None] == ["shut"]
+        assert world.committed(INDEX_GROUP, INDEX_UPDATE) in (None, 0)
+        world.realm.down.clear()
+        await world.applied(*world.results())
+        await world.until(lambda: world.committed(INDEX_GROUP, INDEX_UPDATE) == 15)
+    assert await world.keyword("shut", "k") == [f"s{number}" for number in range(6)]
+    assert await world.keyword("shut", "5") == ["same"]
+    assert (await world.snapshot("shut")).shard_stats.docs == 7
+    assert (await world.snapshot("open")).shard_stats.docs == 3
+    assert not world.dead(INDEX_UPDATE)
+
+
 async def test_too_much_waiting_stops_the_partition() -> None:
     world = Pipeline()
     world.realm.create("shut")

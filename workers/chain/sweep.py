@@ -87,7 +87,7 @@ async def sweep_packs(
         named: uids of the packs named by the live segments of *all* shards.
         now_ms: milliseconds since 1970.
         min_age_ms: younger packs stay: the updates that name them may not be applied yet. At least
-            the retention of index-update (and of `index-update.parked`) plus 24 h for readers.
+            the retention of index-update plus 24 h for readers.
     """
     due = []
     async for entry in store.list(layout.packs_prefix(index_uid)):

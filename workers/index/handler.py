@@ -6,7 +6,10 @@ skips what its head contains. While a shard has no head or no keys, reading begi
 offset: that never passes a record which is not in a head.
 
 Records of a shard that cannot go on wait in memory, the committed offset stays below them, the
-other shards go on. When too much waits, the partition stops (`Retry`).
+other shards go on. When too much waits, those that wait for a key (or are damaged) are put aside:
+all but the first are forgotten, and when that one could be applied, the partition is read again
+(`Reread`) from where the heads end. So one index never stops the others, and memory stays bounded.
+Without storage nobody can go on, and the partition stops (`Retry`).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any, Final
 import structlog
 
 from schemas.errors import ErrorCode
-from workers.errors import Damaged, Fatal, Fenced, Reject, Retry
+from workers.errors import Damaged, Fatal, Fenced, Reject, Reread, Retry
 from workers.index.background import Background
 from workers.index.shard import Services, Shard
 from workers.kafka.broker import TP, Record
@@ -92,15 +95,19 @@ class IndexHandler:
         Raises:
             Retry: too much waits already; the batch was not taken in.
             Fenced: another worker writes one of the shards.
+            Reread: records that were put aside can be applied now.
         """
         if self._background is not None:
             self._background.check()
         if self._crowded():
             await self._advance_all()
+            self._put_aside()
             if self._crowded():
-                raise Retry(ErrorCode.KEY_UNAVAILABLE, "too many updates wait for keys or storage")
+                raise Retry(ErrorCode.STORAGE_UNAVAILABLE, "too many updates wait for storage")
         await self._take_in(batch)
         await self._advance_all()
+        if any(shard.can_catch_up for shard in self._shards.values()):
+            raise Reread(ErrorCode.KEY_UNAVAILABLE, "updates that were put aside can be applied")
         if self._background is not None and batch:
             self._background.wake()
         return self._committable()
@@ -141,6 +148,15 @@ class IndexHandler:
             sum(len(shard.waiting) for shard in shards) >= self._max_records
             or sum(shard.waiting_bytes for shard in shards) >= self._max_bytes
         )
+
+    def _put_aside(self) -> None:
+        """Make room: of the shards that wait for something of their own, the largest first."""
+        own = [shard for shard in self._shards.values() if shard.keeps_waiting]
+        for shard in sorted(own, key=lambda one: one.waiting_bytes, reverse=True):
+            if not self._crowded():
+                return
+            log.warning("updates put aside", index=shard.index, shard=shard.number)
+            shard.put_aside()
 
     async def _advance_all(self) -> None:
         now_s = time.monotonic()

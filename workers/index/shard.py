@@ -88,6 +88,8 @@ class Shard:
         self.waiting: deque[Record] = deque()
         self.waiting_bytes = 0
         self.retry_at = 0.0
+        # The first record that was put aside: it and what follows must be read again.
+        self.behind: int | None = None
         self.maintain_at = 0.0
         self.sweep_at = time.monotonic() + SWEEP_S * random.random()  # noqa: S311 - spreads the load
         self._services = services
@@ -116,9 +118,9 @@ class Shard:
         return self._head is not None and self._head.version > 0
 
     def add(self, record: Record) -> None:
-        """Queue a record, unless the head contains it."""
+        """Queue a record, unless the head contains it or those before it were put aside."""
         applied = self.applied
-        if applied is None or record.offset > applied:
+        if self.behind is None and (applied is None or record.offset > applied):
             self.waiting.append(record)
             self.waiting_bytes += record.size
 
@@ -126,10 +128,29 @@ class Shard:
         """Tell whether there is something to do and the time of a back-off has passed."""
         return bool(self.waiting or self._unsent) and now_s >= self.retry_at
 
+    def put_aside(self) -> None:
+        """Forget all that waits but the first record, which will show when it can go on."""
+        if len(self.waiting) > 1:
+            self.behind = self.waiting[1].offset
+            while len(self.waiting) > 1:
+                self.waiting_bytes -= self.waiting.pop().size
+
+    @property
+    def can_catch_up(self) -> bool:
+        """Whether what was put aside can be worked on, so that it must be read again."""
+        return self.behind is not None and not self.waiting
+
+    @property
+    def keeps_waiting(self) -> bool:
+        """Whether it waits for something that concerns this index alone, not for the store."""
+        return self._because not in (None, ErrorCode.STORAGE_UNAVAILABLE)
+
     @property
     def lowest(self) -> int | None:
         """The lowest offset that may not be committed yet; None if nothing waits."""
         waiting = [self.waiting[0].offset] if self.waiting else []
+        if self.behind is not None:
+            waiting.append(self.behind)
         return min([*waiting, *(published.applied for published, _ in self._unsent)], default=None)
 
     async def open(self) -> ShardWriter:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from workers.errors import Fenced, Retry, SealstreamError
+from workers.errors import Fenced, Reread, Retry, SealstreamError
 from workers.kafka.broker import TP, GroupReader, Record
 from workers.kafka.errors import PartitionLost
 from workers.runtime.batch import Buffer
@@ -114,7 +114,7 @@ class Partition:
             metrics.LAG.forget(**self._labels)
 
     async def _one_life(self) -> None:
-        """Begin, and work until drained, lost or fenced."""
+        """Begin, and work until drained, lost, fenced or to be read again."""
         await self._begin()
         try:
             await self._batches()
@@ -123,9 +123,11 @@ class Partition:
             metrics.FENCES.inc(topic=self.tp.topic)
             self._shared.health.error(f"{self.tp.topic}/{self.tp.partition}", error)
             _log.warning("fenced", **self._labels)
+        except Reread:
+            _log.info("reread", **self._labels)
         finally:
             await self._stop_handler()
-        # Two writers that fence each other would else spin.
+        # Two writers that fence each other would else spin, and so would endless reading again.
         await pause(self._draining, self._shared.retry.delay_s(1, self._shared.rng))
 
     async def _begin(self) -> None:
