@@ -76,29 +76,6 @@ async def sweep_shard(
     return Swept(len(due), len(waiting))
 
 
-async def sweep_packs(
-    store: Store, index_uid: bytes, named: set[bytes], *, now_ms: int, min_age_ms: int
-) -> int:
-    """Delete packs of an index that no live segment names; return how many.
-
-    Args:
-        store: read and write credentials.
-        index_uid: the index.
-        named: uids of the packs named by the live segments of *all* shards.
-        now_ms: milliseconds since 1970.
-        min_age_ms: younger packs stay: the updates that name them may not be applied yet. At least
-            the retention of index-update plus 24 h for readers.
-    """
-    due = []
-    async for entry in store.list(layout.packs_prefix(index_uid)):
-        if entry.modified_ms > now_ms - min_age_ms:
-            continue
-        if layout.last_uid(entry.key) not in named:
-            due.append(entry.key)
-    await store.delete(due)
-    return len(due)
-
-
 async def _keys(store: Store, prefix: str) -> list[str]:
     return [entry.key async for entry in store.list(prefix)]
 

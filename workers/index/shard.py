@@ -33,6 +33,7 @@ from workers.crypto.secret import SecretBytes
 from workers.errors import Damaged, Fenced, Reject, Retry, SealstreamError
 from workers.index.build import Clusters, MicroBatch, gather
 from workers.index.emit import Emitter, ShardPosition
+from workers.index.garbage import SharedGarbage
 from workers.index.receive import Received, receive
 from workers.index.totals import Total
 from workers.index.vectors import CodesMerge, ShardVectors
@@ -93,6 +94,7 @@ class Shard:
         self.maintain_at = 0.0
         self.sweep_at = time.monotonic() + SWEEP_S * random.random()  # noqa: S311 - spreads the load
         self._services = services
+        self._garbage = SharedGarbage(services.store, entry.uid)
         self._attempts = 0
         self._because: ErrorCode | None = None
         self._lease: Lease | None = None
@@ -275,10 +277,29 @@ class Shard:
         self._writer = self._reader = self._vectors = self._head = None
 
     async def sweep(self) -> None:
-        """Delete what no head has named for a day. Raises as `maintain`."""
+        """Delete what no head has named for a day, and what no shard refers to any more.
+
+        Raises:
+            Fenced, Damaged, Retry, Reject.
+        """
         if self.has_head:
             swept = await (await self.open()).sweep()
             metrics.SWEPT.inc(swept.deleted)
+            if self.number == 0:
+                metrics.SWEPT.inc(await self._garbage.sweep(self._readers()))
+
+    def _readers(self) -> list[ShardReader]:
+        """Make a reader of every shard of the index."""
+        services = self._services
+        verifier = head_verifier(services.directory, self.index)
+        readers = []
+        for number in range(self._lease.config.shards if self._lease else 0):
+            reader = ShardReader(
+                services.store, None, self.uid, number, self._segment_key, verifier
+            )
+            reader.expect(services.announced.version(self.index, self.uid, number))
+            readers.append(reader)
+        return readers
 
     def _look(self, writer: ShardWriter) -> None:
         """Remember the head, unless it is just being replaced: who does that will look."""

@@ -92,9 +92,14 @@ def packs_prefix(uid: bytes) -> str:
     return f"{_uid(uid)}/packs/"
 
 
+def bodies_prefix(uid: bytes) -> str:
+    """Return the prefix of all bodies of index-updates of an index."""
+    return f"{_uid(uid)}/bodies/"
+
+
 def body(uid: bytes, body_uid: bytes) -> str:
     """Return the key of an index-update body that does not fit a record."""
-    return f"{_uid(uid)}/bodies/{_uid(body_uid)}"
+    return f"{bodies_prefix(uid)}{_uid(body_uid)}"
 
 
 def shard_prefix(uid: bytes, shard: int) -> str:

@@ -5,7 +5,7 @@ from chain_kit import INDEX, Clock, Op, batch, make_reader, make_writer, search,
 
 from workers.chain import bitmap, segment
 from workers.chain.kinds import RowKind
-from workers.chain.sweep import GRACE_MS, Swept, sweep_packs
+from workers.chain.sweep import GRACE_MS, Swept
 from workers.errors import Fenced
 from workers.storage import layout
 from workers.storage.memory import MemoryStore
@@ -113,17 +113,3 @@ async def test_a_damaged_note_only_starts_over(shard) -> None:
     await store.put(note, b"nonsense")
     clock.ms += GRACE_MS
     assert await writer.sweep() == Swept(0, waiting)
-
-
-async def test_packs_wait_for_their_updates() -> None:
-    clock = Clock()
-    store = MemoryStore(clock_ms=clock)
-    named_uid, old_uid, young_uid = (bytes([i]) * 16 for i in range(3))
-    for uid in (named_uid, old_uid):
-        await store.put(layout.pack(INDEX, uid), b"pack")
-    clock.ms += 5000
-    await store.put(layout.pack(INDEX, young_uid), b"pack")
-    swept = await sweep_packs(store, INDEX, {named_uid}, now_ms=clock.ms, min_age_ms=1000)
-    assert swept == 1
-    left = {layout.pack(INDEX, uid) for uid in (named_uid, young_uid)}
-    assert set(store.keys()) == left
