@@ -1,7 +1,7 @@
 """key-directory: public keys and places, signed by the key service. Written by it alone.
 
-Record keys: `key-service`, and the name of each index. `signature` covers record key and all
-other members; `workers/leases/directory.py` says how.
+Record keys: `key-service`, the name of each index, and `#<name>` for floors. `signature` covers
+record key and all other members; `workers/leases/directory.py` says how.
 """
 
 from __future__ import annotations
@@ -52,4 +52,12 @@ class DirectoryIndex(Answer, frozen=True, kw_only=True):
     generation: Count = 0
     ingest_keys: list[DirectoryKey] = []
     query_key: DirectoryKey | None = None
+    signature: Base64
+
+
+class DirectoryFloor(Answer, frozen=True, kw_only=True):
+    """The lowest version that the key service accepts of one of its own records. For itself."""
+
+    kind: Literal["floor"]
+    version: Count
     signature: Base64

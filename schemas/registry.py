@@ -12,7 +12,7 @@ from schemas.admin import AdminRequest, AdminResult
 from schemas.audit import AuditRecord, Revocation
 from schemas.auth import Credential
 from schemas.deadletter import DeadLetter
-from schemas.directory import DirectoryIndex, DirectoryKeyService
+from schemas.directory import DirectoryFloor, DirectoryIndex, DirectoryKeyService
 from schemas.event import IndexEvent
 from schemas.grant import KeyGrant, KeyRequest
 from schemas.index import IndexConfig
@@ -203,6 +203,7 @@ MESSAGES: Final[tuple[MessageSpec, ...]] = (
     MessageSpec("key-grant", KeyGrant),
     MessageSpec("directory-key-service", DirectoryKeyService),
     MessageSpec("directory-index", DirectoryIndex),
+    MessageSpec("directory-floor", DirectoryFloor),
     MessageSpec("revocation", Revocation),
     MessageSpec("audit-record", AuditRecord),
     MessageSpec("index-config", IndexConfig),
@@ -269,8 +270,8 @@ CHANNELS: Final[tuple[Channel, ...]] = (
     ),
     Channel(
         topics.KEY_DIRECTORY,
-        "`key-service` or index",
-        ("directory-key-service", "directory-index"),
+        "`key-service`, index, or `#<name>` of a floor",
+        ("directory-key-service", "directory-index", "directory-floor"),
         ("keys",),
         ("ingest", "index", "query", "clients"),
     ),

@@ -1,4 +1,4 @@
-"""Write key-directory: the key service's own entry and one per index.
+"""Write key-directory: the key service's own entry, one per index, and floors.
 
 The version of an entry is that of its record, so all instances write the same; only the expiry
 moves. An entry is written anew when half of its life is over.
@@ -18,7 +18,9 @@ from workers.keys.catalog import IndexRecord
 from workers.keys.service_keys import ServiceKeys
 from workers.leases.certificate import Clock
 from workers.leases.directory import (
+    FLOOR_PREFIX,
     KEY_SERVICE_KEY,
+    FloorRecord,
     KeyDirectory,
     KeyServiceRecord,
     PublicKey,
@@ -56,6 +58,11 @@ class Publisher:
         """Publish an index, or that it is deleted. Raises Retry."""
         entry = record.directory_record(self._expires_ms())
         await self._send(record.index, sign_record(record.index, entry, self._signer))
+
+    async def floor(self, name: str, version: int) -> None:
+        """Publish that nothing below `version` is accepted under `name`. Raises Retry."""
+        key = FLOOR_PREFIX + name
+        await self._send(key, sign_record(key, FloorRecord(version=version), self._signer))
 
     async def refresh(self, record: IndexRecord, directory: KeyDirectory) -> None:
         """Publish an index if its entry is missing, older or half through its life."""

@@ -1,8 +1,9 @@
 """The key directory: public keys and places, signed by the key service.
 
 Topic `key-directory` (compacted), read from the start by everybody, without a group. Record keys:
-`key-service`, and one per index. Invariant: nothing is believed that the pinned key service did not
-sign, that has expired, or whose version is below one already seen.
+`key-service`, one per index, and `#<name>` for floors, the lowest versions that the key service
+accepts of its own stored records. Invariant: nothing is believed that the pinned key service did
+not sign, that has expired, or whose version is below one already seen.
 
 A value is one flat JSON object with `"v": 1`, `"kind"`, `"version"` (grows; milliseconds since
 1970), `"expires_ms"` and `"signature"`: Ed25519 by the key service over
@@ -38,6 +39,8 @@ from workers.leases.certificate import Clock
 from workers.settings import Settings
 
 KEY_SERVICE_KEY = "key-service"
+FLOOR_PREFIX = "#"
+"""Begins the record keys of floors; no index name begins so."""
 _MAX_BYTES = 256 * 1024
 _POLL_S = 1.0
 
@@ -98,6 +101,14 @@ class IndexRecord(msgspec.Struct, frozen=True, kw_only=True):
     query_key: PublicKey | None = None
 
 
+class FloorRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The lowest version that the key service accepts of something it stores. Never expires."""
+
+    v: Literal[1] = 1
+    kind: Literal["floor"] = "floor"
+    version: int
+
+
 @dataclass(frozen=True, slots=True)
 class KeyServiceEntry:
     """The key service, as pinned.
@@ -143,7 +154,9 @@ class IndexEntry:
         return self.ingest_pubs[0]
 
 
-def sign_record(key: str, record: KeyServiceRecord | IndexRecord, signer: SigningKey) -> bytes:
+def sign_record(
+    key: str, record: KeyServiceRecord | IndexRecord | FloorRecord, signer: SigningKey
+) -> bytes:
     """Return the value of a key-directory record under `key`."""
     members: dict[str, Any] = msgspec.to_builtins(record)
     signature = signer.sign(Info.DIRECTORY, key, _canonical(members))
@@ -336,6 +349,9 @@ class KeyDirectory:
     def _apply_index(self, key: str, value: bytes, sign_pub: VerifyKey) -> None:
         members, signature = _parse(value)
         sign_pub.verify(signature, Info.DIRECTORY, key, _canonical(members))
+        if key.startswith(FLOOR_PREFIX):
+            self._raise_floor(key, msgspec.convert(members, FloorRecord).version)
+            return
         record = msgspec.convert(members, IndexRecord)
         if record.index != key:
             raise ValueError("an entry of another index")
