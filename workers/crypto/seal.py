@@ -129,6 +129,7 @@ class SealPurpose(IntEnum):
     IDENTITY_TOKEN = 43
     APP_TOKEN = 44
     LOCAL_KMS = 60
+    KMS_BOUND = 61
 
 
 class SealedHeader(NamedTuple):

@@ -54,8 +54,8 @@ class KeyInfo:
 class Kms(Protocol):
     """A key management system; every call has a deadline of 2 s and may run concurrently.
 
-    All methods raise `KmsUnavailable` and `KmsDenied` (both `Retry`), `KmsKeyGone` (`Reject`), and
-    `Reject(INVALID_MESSAGE)` for a malformed key id.
+    All methods raise `KmsUnavailable`, `KmsDenied` and `KmsKeyDisabled` (all `Retry`), `KmsKeyGone`
+    (`Reject`), and `Reject(INVALID_MESSAGE)` for a malformed key id.
     """
 
     @property
@@ -103,12 +103,13 @@ def check_key_id(key_id: str) -> str:
         Reject: INVALID_MESSAGE.
     """
     if not _KEY_ID.fullmatch(key_id):
-        raise Reject(
-            ErrorCode.INVALID_MESSAGE,
-            "a KMS key id has 1 to 128 letters, digits, '.', '_' or '-'",
-            field="kms.key_id",
-        )
+        raise malformed_key_id("a KMS key id has 1 to 128 letters, digits, '.', '_' or '-'")
     return key_id
+
+
+def malformed_key_id(message: str) -> Reject:
+    """Make the `Reject` for a key id that this KMS cannot have."""
+    return Reject(ErrorCode.INVALID_MESSAGE, message, field="kms.key_id")
 
 
 def context_bytes(context: Mapping[str, str]) -> bytes:
