@@ -1,16 +1,26 @@
-"""What every store promises: the memory one and S3 (a real SeaweedFS)."""
+"""What every store promises: the memory one, and S3 by SeaweedFS and by moto."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+# Test folders are no packages (importlib mode): make the kit importable.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from s3_kit import moto_s3
+
 from workers.errors import Fatal, Retry
+from workers.storage.check import Role
 from workers.storage.config import StoreConfig
 from workers.storage.errors import (
+    AccessDenied,
     AlreadyExists,
     NotFound,
     OutcomeUnknown,
@@ -19,14 +29,22 @@ from workers.storage.errors import (
 )
 from workers.storage.memory import MemoryStore
 from workers.storage.s3 import S3Store
-from workers.storage.store import Store
+from workers.storage.store import ObjectInfo, Store, Stored
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture(scope="session")
+def moto(home: Path) -> Iterator[StoreConfig]:
+    folder = home / "moto"
+    folder.mkdir()
+    with moto_s3(folder) as config:
+        yield config
+
+
+@pytest.fixture(params=["memory", "seaweed", "moto"])
 def store(request: pytest.FixtureRequest) -> Store:
     if request.param == "memory":
         return MemoryStore()
-    config: StoreConfig = request.getfixturevalue("seaweed")
+    config: StoreConfig = request.getfixturevalue(request.param)
     return S3Store(replace(config, prefix=f"test/{secrets.token_hex(8)}"))
 
 
@@ -172,9 +190,17 @@ async def test_stats(store: Store) -> None:
     assert (spent.bytes_in, spent.bytes_out) == (5, 5)
 
 
-async def test_check(store: Store) -> None:
-    await store.check()
-    assert [info async for info in store.list("check")] == []
+@pytest.mark.parametrize("role", ["all", "keys", "index", "query"])
+async def test_check_leaves_nothing(store: Store, role: Role) -> None:
+    await store.check(role)
+    assert [info async for info in store.list("")] == []
+
+
+async def test_check_of_who_may_only_write(store: Store) -> None:
+    """It can delete nothing, so it writes the same object every time."""
+    await store.check("ingest")
+    await store.check("ingest")
+    assert len([info async for info in store.list("")]) == 1
 
 
 async def test_read_only(store: Store, request: pytest.FixtureRequest) -> None:
@@ -212,10 +238,20 @@ async def test_unreachable_store_is_retry(seaweed: StoreConfig) -> None:
         await store.replace("k", b"", '"e"')
 
 
-async def test_wrong_credentials_are_said_at_start(seaweed: StoreConfig) -> None:
+@pytest.mark.parametrize("role", ["all", "keys", "ingest", "index", "query"])
+async def test_wrong_credentials_are_said_at_start(seaweed: StoreConfig, role: Role) -> None:
     store = S3Store(replace(seaweed, secret_access_key="wrong"))
     with pytest.raises(Fatal, match="denies"):
-        await store.check()
+        await store.check(role)
+
+
+async def test_wrong_credentials_are_denied_everywhere(seaweed: StoreConfig) -> None:
+    store = S3Store(replace(seaweed, secret_access_key="wrong"))
+    for call in (store.get("k"), store.put("k", b""), store.delete(["k"]), store.create("k", b"")):
+        with pytest.raises(AccessDenied):
+            await call
+    with pytest.raises(AccessDenied):
+        _ = [info async for info in store.list("k")]
 
 
 class Ignores(MemoryStore):
@@ -230,6 +266,33 @@ class IgnoresMatch(MemoryStore):
         return await self.put(key, data)
 
 
+class MatchesNothing(MemoryStore):
+    """Takes If-Match for a key that is free."""
+
+    async def replace(self, key: str, data: bytes, etag: str) -> str:
+        try:
+            await self.get(key)
+        except NotFound:
+            return await self.put(key, data)
+        return await super().replace(key, data, etag)
+
+
+class ListsNothing(MemoryStore):
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        if prefix is None:
+            yield ObjectInfo("", 0, 0)
+
+
+class Denies(MemoryStore):
+    """Another role's rights."""
+
+    async def put(self, key: str, data: bytes) -> str:
+        raise AccessDenied(key)
+
+    async def get(self, key: str) -> Stored:
+        raise AccessDenied(key)
+
+
 class IgnoresRange(MemoryStore):
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         return (await self.get(key)).data
@@ -237,11 +300,27 @@ class IgnoresRange(MemoryStore):
 
 @pytest.mark.parametrize(
     ("broken", "text"),
-    [(Ignores, "If-None-Match"), (IgnoresMatch, "If-Match"), (IgnoresRange, "Range")],
+    [
+        (Ignores, "If-None-Match"),
+        (IgnoresMatch, "If-Match"),
+        (MatchesNothing, "If-Match for a new"),
+        (IgnoresRange, "Range"),
+        (ListsNothing, "list"),
+        (Denies, "denies"),
+    ],
 )
-async def test_check_finds_broken_servers(broken: type[MemoryStore], text: str) -> None:
+@pytest.mark.parametrize("role", ["all", "keys", "index"])
+async def test_check_finds_broken_servers(broken: type[MemoryStore], text: str, role: Role) -> None:
+    store = broken()
     with pytest.raises(Fatal, match=text):
-        await broken().check()
+        await store.check(role)
+    assert not store._shared.objects
+
+
+@pytest.mark.parametrize("role", ["ingest", "query"])
+async def test_check_finds_missing_rights(role: Role) -> None:
+    with pytest.raises(Fatal, match=f"role {role}"):
+        await Denies().check(role)
 
 
 async def test_missing_bucket_is_no_missing_object(seaweed: StoreConfig) -> None:

@@ -32,8 +32,6 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         Fatal: the settings, the identity or the store cannot work.
     """
     async with connections(settings, "index") as (broker, store):
-        # It rests on conditional writes: prove that the store has them before the first.
-        await store.check()
         await serve(settings, stop, broker=broker, store=store)
 
 

@@ -28,7 +28,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop`; then drain and leave.
 
     Raises:
-        Fatal: the settings or the identity cannot work.
+        Fatal: the settings, the identity or the store cannot work.
     """
     async with connections(settings, "ingest") as (broker, store):
         await serve(settings, stop, broker=broker, store=store)

@@ -40,7 +40,7 @@ from workers.crypto.seal import SealPurpose, open_sealed, seal
 from workers.crypto.secret import KEY_BYTES, SecretBytes, key_view, random_secret
 from workers.crypto.sign import SigningKey, fingerprint
 from workers.errors import Damaged, Fatal, Reject
-from workers.identity.local import Administrator
+from workers.identity.administrator import Administrator
 from workers.identity.token import make_token
 from workers.kms.base import Kms
 from workers.kms.registry import open_kms
@@ -163,12 +163,14 @@ async def init_realm(
     Raises:
         Retry: the object store or the KMS is not available.
         Damaged: the realm in the bucket does not open.
-        Fatal: a worker's key file is unsafe.
+        Fatal: a worker's key file is unsafe, or the object store has not what we build on.
     """
     own_store, own_kms = store is None, kms is None
     store = store or open_store(settings)
     kms = kms or open_kms(settings.kms_spec, settings, create=True)
     try:
+        if own_store:
+            await store.check("keys")
         realm = await _open(store, kms, create=True)
         for role, count in workers.items():
             for number in range(1, count + 1):

@@ -26,7 +26,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop`; then answer what was begun and leave.
 
     Raises:
-        Fatal: the settings or the identity cannot work.
+        Fatal: the settings, the identity or the store cannot work.
     """
     async with connections(settings, "query", read_only=True) as (broker, store):
         await serve(settings, stop, broker=broker, store=store)

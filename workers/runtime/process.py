@@ -42,7 +42,12 @@ log = structlog.get_logger("runtime.process")
 async def connections(
     settings: Settings, role: Role, *, read_only: bool = False
 ) -> AsyncIterator[tuple[Broker, Store]]:
-    """Open what a worker process reaches outside: metrics endpoint, broker, store."""
+    """Open what a worker process reaches outside: metrics endpoint, broker, store.
+
+    Raises:
+        Fatal: the store does not have what the role builds on.
+        Retry: the store does not answer.
+    """
     async with AsyncExitStack() as stack:
         if settings.metrics_port is not None:
             endpoint = MetricsEndpoint(settings.metrics_host, settings.metrics_port)
@@ -51,6 +56,8 @@ async def connections(
         stack.push_async_callback(broker.aclose)
         store = open_store(settings, read_only=read_only)
         stack.push_async_callback(store.aclose)
+        # Before anything is read or written: a server without conditional writes loses data.
+        await store.check(role)
         yield broker, store
 
 

@@ -14,6 +14,7 @@
     <uid>/shards/<n>/segments/<uid>
     <uid>/shards/<n>/deletes/<uid>
     <uid>/shards/<n>/centroids/<uid>
+    check/..., realm/check/..., <zeros>/...        written and removed at start (`check.py`)
 
 Index names, document ids and words stand nowhere: uids are random, the rest is HMACs and numbers.
 """
@@ -130,6 +131,22 @@ def deletes(uid: bytes, shard: int, deletes_uid: bytes) -> str:
 def centroids(uid: bytes, shard: int, epoch_uid: bytes) -> str:
     """Return the key of the centroids of a training epoch."""
     return f"{shard_prefix(uid, shard)}centroids/{_uid(epoch_uid)}"
+
+
+def check(role: str) -> str:
+    """Return where a role proves at start what it may do: a prefix, for `ingest` a key.
+
+    It lies where the rights of the role end in any case, below an index that never exists.
+    """
+    nobody = _uid(bytes(_UID_BYTES))
+    places = {
+        "all": "check/",
+        "keys": "realm/check/",
+        "index": f"{nobody}/shards/check/",
+        "ingest": f"{nobody}/packs/check",
+        "query": f"{nobody}/shards/check/",
+    }
+    return places[role]
 
 
 def last_uid(key: str) -> bytes:

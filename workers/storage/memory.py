@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from workers.storage.check import check_read_only, check_read_write
+from workers.storage.check import Role, check_store
 from workers.storage.errors import (
     AlreadyExists,
     NotFound,
@@ -169,9 +169,9 @@ class MemoryStore:
             if key.startswith(folder):
                 yield ObjectInfo(key, len(entry.stored.data), entry.modified_ms)
 
-    async def check(self) -> None:
+    async def check(self, role: Role = "all") -> None:
         """Prove at start that the store keeps what the workers build on."""
-        await (check_read_only(self) if self._read_only else check_read_write(self))
+        await check_store(self, "query" if self._read_only else role)
 
     async def aclose(self) -> None:
         """Nothing to release."""

@@ -20,7 +20,7 @@ from obstore import exceptions as obs
 from obstore.store import S3Store as ObstoreS3
 
 from workers.errors import Retry
-from workers.storage.check import check_read_only, check_read_write
+from workers.storage.check import Role, check_store
 from workers.storage.config import StoreConfig
 from workers.storage.errors import (
     AccessDenied,
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 _COALESCE_BYTES = 256 * 1024
 _LIST_CHUNK = 1000
 _STATUS = re.compile(r"returned non-2xx status code: (\d{3})\b")
+# Of one key in the answer to a deletion of several.
+_DENIED = "(code: AccessDenied)"
 
 
 class S3Store:
@@ -196,9 +198,9 @@ class S3Store:
                 modified_ms = int(meta["last_modified"].timestamp() * 1000)
                 yield ObjectInfo(meta["path"], meta["size"], modified_ms)
 
-    async def check(self) -> None:
+    async def check(self, role: Role = "all") -> None:
         """Prove at start that the store keeps what the workers build on."""
-        await (check_read_only(self) if self._config.read_only else check_read_write(self))
+        await check_store(self, "query" if self._config.read_only else role)
 
     async def aclose(self) -> None:
         """Nothing to release: obstore closes idle connections with its client."""
@@ -286,9 +288,13 @@ def _errors(key: str) -> Iterator[None]:
     except (obs.InvalidPathError, obs.NotSupportedError) as error:
         raise StorageError(key, "the object store cannot do this") from error
     except (obs.BaseError, OSError) as error:
-        status = _STATUS.search(str(error))
+        text = str(error)
+        status = _STATUS.search(text)
         if status is not None and status[1] == "416":
             raise ValueError(f"the range begins beyond the end of the object: {key}") from None
+        # Lists and deletions have no exception of their own for this.
+        if (status is not None and status[1] in ("401", "403")) or _DENIED in text:
+            raise AccessDenied(key) from error
         why = "no connection" if status is None else f"status {status[1]}"
         raise unavailable(why) from error
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from workers.storage.check import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +129,15 @@ class Store(Protocol):
         """List the objects below `prefix` (whole path segments) in no promised order."""
         ...
 
-    async def check(self) -> None:
+    async def check(self, role: Role = "all") -> None:
         """Prove at start that the store keeps what the workers build on.
+
+        Args:
+            role: whose rights are proved; a store that was opened read-only proves `query`'s.
 
         Raises:
             Fatal: the store does not, with a text that says what to change.
+            Retry: it does not answer, or there is no such bucket.
         """
         ...
 
