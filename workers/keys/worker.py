@@ -83,6 +83,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(broker.aclose)
         store = open_store(settings)
         stack.push_async_callback(store.aclose)
+        await store.check("keys")
         kms = open_kms(settings.kms_spec, settings)
         stack.push_async_callback(kms.aclose)
         await serve(settings, stop, broker=broker, store=store, kms=kms)
