@@ -16,6 +16,7 @@ from chaos_kit import eventually
 from keys_world import World
 
 from schemas.codec import to_plain
+from schemas.topics import QUERY_REQUEST
 from schemas.values import Vector
 from workers.chain import bitmap, segment, segment_file
 from workers.chain.head import OpenedHead, open_head
@@ -122,7 +123,9 @@ class Scene:
         await self.client.create_index(INDEX, dimension=DIMENSION, storage_precision="float32")
         await self.client.create_index(OTHER, dimension=DIMENSION, storage_precision="float32")
         holder = await world.holder("query-1")
-        self.lease = await holder.lease(INDEX, auth=world.admin_caller.auth(INDEX))
+        caller = world.admin_caller
+        shown = caller.shown(QUERY_REQUEST)
+        self.lease = await holder.lease(INDEX, auth=caller.auth(INDEX), **shown)
         async with self.running("ingest"), self.running("index"):
             await self._ingest(INDEX, range(500))
             self.early_head = self.bytes_of(self.head_key)

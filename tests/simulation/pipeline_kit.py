@@ -174,7 +174,12 @@ class Holder:
         self._leases: dict[str, Lease] = {}
 
     async def lease(
-        self, index: str | None, *, uid: bytes | None = None, auth: Auth | None = None
+        self,
+        index: str | None,
+        *,
+        uid: bytes | None = None,
+        auth: Auth | None = None,
+        proof: Any = None,
     ) -> Lease:
         if index is None:
             found = [name for name, entry in self._realm.entries.items() if entry.uid == uid]
@@ -187,7 +192,9 @@ class Holder:
             self._leases[index] = self._realm.lease(index, self._role)
         return self._leases[index]
 
-    async def open_value(self, kind: Any, value: Any, *, auth: Auth | None = None) -> bytes:
+    async def open_value(
+        self, kind: Any, value: Any, *, auth: Auth | None = None, proof: Any = None
+    ) -> bytes:
         lease = await self.lease(value.index, auth=auth)
         return open_value(kind, lease.intake_key(value.key_id_bytes()), value)
 

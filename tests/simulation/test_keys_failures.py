@@ -17,7 +17,14 @@ from schemas.auth import Auth, Credential
 from schemas.codec import decode
 from schemas.deadletter import DeadLetter
 from schemas.errors import ErrorCode, InvalidMessage
-from schemas.topics import ADMIN_REQUEST, KEY_AUDIT, KEY_GRANT, KEY_REQUEST, dead_letter
+from schemas.topics import (
+    ADMIN_REQUEST,
+    KEY_AUDIT,
+    KEY_GRANT,
+    KEY_REQUEST,
+    QUERY_REQUEST,
+    dead_letter,
+)
 from schemas.values import decode_base64, encode_base64
 from workers.crypto.errors import KeyWiped
 from workers.crypto.hpke import HpkePrivateKey, HpkeSuite
@@ -261,7 +268,7 @@ async def test_a_changed_envelope_is_damage_not_a_wrong_key(world):
     await world.store.put(layout.envelope(uid, 0), orjson.dumps(stored))
     holder = await world.holder("query-1")
     with pytest.raises(Damaged):
-        await holder.decide("mine", caller.auth("mine"), **caller.proof())
+        await holder.decide("mine", caller.auth("mine"), **caller.proof(topic=QUERY_REQUEST))
 
 
 async def test_an_exchanged_catalog_entry_is_damage(world):
@@ -287,18 +294,18 @@ async def test_provider_none_opens_only_with_its_key(world):
     made = await world.create("mine", auth=auth, **NONE)
     assert made["kms"] == {"provider": "none", "key_id": None}
     query, index = await world.holder("query-1"), await world.holder("index-1")
-    decision = await query.decide("mine", caller.auth("mine"), **caller.proof())
+    decision = await query.decide("mine", caller.auth("mine"), **caller.proof(topic=QUERY_REQUEST))
     assert decision.caller.startswith("index-key:")
-    assert (await query.lease("mine", auth=caller.auth("mine"))).full
+    assert (await query.lease("mine", auth=caller.auth("mine"), **caller.shown(QUERY_REQUEST))).full
     assert (await index.lease("mine")).full
     wrong = Caller(world, index_key=os.urandom(32))
     token = Caller(world, token=world.token)
     for other in (wrong, token):
         with pytest.raises(Reject, match="WRONG_KEY"):
-            await query.decide("mine", other.auth("mine"), **other.proof())
+            await query.decide("mine", other.auth("mine"), **other.proof(topic=QUERY_REQUEST))
     fresh = await world.holder("ingest-1")
     with pytest.raises(Reject, match="WRONG_KEY"):
-        await fresh.lease("mine", auth=wrong.auth("mine"))
+        await fresh.lease("mine", auth=wrong.auth("mine"), **wrong.shown())
     with pytest.raises(Reject, match="WRONG_KEY"):
         await fresh.decide("mine", Auth(token=world.token))
     for op in ("index.describe", "index.delete"):
@@ -311,7 +318,7 @@ async def test_provider_none_opens_only_with_its_key(world):
     # An index key means nothing to an index that a KMS keeps.
     await world.create("theirs")
     with pytest.raises(Reject, match="WRONG_KEY"):
-        await query.decide("theirs", caller.auth("theirs"), **caller.proof())
+        await query.decide("theirs", caller.auth("theirs"), **caller.proof(topic=QUERY_REQUEST))
     # The key is nowhere.
     everything = b"".join(
         [(await world.store.get(k)).data for k in world.stored()]
@@ -334,7 +341,7 @@ async def test_provider_none_after_a_restart_waits_for_a_caller(world):
     with pytest.raises(Retry, match="KEY_UNAVAILABLE"):
         await index.lease("mine")
     query = await world.holder("query-1")
-    await query.decide("mine", caller.auth("mine"), **caller.proof())
+    await query.decide("mine", caller.auth("mine"), **caller.proof(topic=QUERY_REQUEST))
     assert (await index.lease("mine")).full
     world.clock.pass_s(901)
     with pytest.raises(Retry, match="KEY_UNAVAILABLE"):

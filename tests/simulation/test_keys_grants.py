@@ -16,6 +16,7 @@ from schemas.auth import Auth, Scope
 from schemas.codec import decode
 from schemas.errors import ErrorCode
 from schemas.sealed import SealedValue
+from schemas.topics import PLAINTEXT_INGEST, QUERY_REQUEST
 from workers.crypto.derive import Purpose
 from workers.crypto.hpke import HpkePrivateKey
 from workers.crypto.info import Info, info
@@ -29,6 +30,8 @@ from workers.objects.record import AccessRecord, seal_record
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "keys"))
 
 from keys_world import Caller, World
+
+INPUTS = {"ingest": PLAINTEXT_INGEST, "query": QUERY_REQUEST}
 
 
 @pytest.fixture
@@ -45,7 +48,10 @@ async def test_each_role_gets_exactly_the_keys_of_the_table(world):
     held = {}
     for role in ("ingest", "index", "query"):
         holder = await world.holder(f"{role}-1")
-        held[role] = await holder.lease("acme/docs", auth=None if role == "index" else auth)
+        shown = world.admin_caller.shown(INPUTS.get(role, ""))
+        held[role] = await holder.lease(
+            "acme/docs", auth=None if role == "index" else auth, **shown
+        )
         assert held[role].full
         assert held[role].purposes == ROLE_PURPOSES[role]
         assert held[role].uid.hex() == made["uid"]
@@ -223,16 +229,16 @@ async def test_credentials_are_bound_to_index_time_and_life(world):
     long = caller.auth("acme/docs", scopes=(Scope.ENCRYPT,), life_s=86_400)
     assert (await ingest.decide("acme/docs", long, **caller.proof())).scopes == {Scope.ENCRYPT}
     with pytest.raises(Reject, match="UNAUTHENTICATED"):
-        await query.decide("acme/docs", long, **caller.proof())
+        await query.decide("acme/docs", long, **caller.proof(topic=QUERY_REQUEST))
     for scopes in ((), (Scope.ENCRYPT, Scope.DECRYPT)):
         auth = caller.auth("acme/docs", scopes=scopes, life_s=86_400)
         with pytest.raises(Reject, match="UNAUTHENTICATED"):
             await ingest.decide("acme/docs", auth, **caller.proof())
     # No scope that a query worker could serve: no keys either.
     auth = caller.auth("acme/docs", scopes=(Scope.CREATE_TOKEN,))
-    for wanted in (query.lease("acme/docs", auth=auth), ingest.lease("acme/docs", auth=auth)):
+    for holder in (query, ingest):
         with pytest.raises(Reject, match="FORBIDDEN"):
-            await wanted
+            await holder.lease("acme/docs", auth=auth, **caller.shown(INPUTS[holder.role]))
 
 
 async def test_an_index_worker_meets_no_callers(world):
@@ -338,7 +344,7 @@ async def test_object_keys_are_for_the_groups_of_the_record(world):
     caller = world.admin_caller
     blind = caller.auth("acme/docs", scopes=(Scope.INDEX,))
     with pytest.raises(Reject, match="FORBIDDEN"):
-        await query.open_objects(lease, blind, items)
+        await query.open_objects(lease, blind, items, **caller.shown(QUERY_REQUEST))
 
 
 async def test_tokens_in_clear_only_where_allowed(tmp_path):
@@ -356,6 +362,6 @@ async def test_tokens_in_clear_only_where_allowed(tmp_path):
         caller = world.admin_caller
         auth = caller.auth("acme/docs")
         assert (await holder.decide("acme/docs", auth, **caller.proof())).cnf
-        assert (await holder.lease("acme/docs", auth=auth)).full
+        assert (await holder.lease("acme/docs", auth=auth, **caller.shown())).full
     finally:
         await world.aclose()

@@ -99,6 +99,7 @@ async def _verifier(
     """
     from schemas.errors import ErrorCode
     from schemas.prepare import prepare_types
+    from schemas.topics import QUERY_REQUEST, with_prefix
     from workers.client.session import Secrets, Session
     from workers.crypto.secret import SecretBytes
     from workers.errors import Fatal
@@ -130,7 +131,11 @@ async def _verifier(
         holder = LeaseHolder(broker, identity, directory, settings)
         stack.push_async_callback(holder.stop)
         await holder.start()
-        keys = await stack.enter_async_context(_leased(holder, Session(secrets, directory), index))
+        # As a query worker: what a caller would have signed for one.
+        topic = with_prefix(settings.topic_prefix, QUERY_REQUEST)
+        keys = await stack.enter_async_context(
+            _leased(holder, Session(secrets, directory), index, topic)
+        )
         verifier = Verifier(
             store,
             keys.lease.uid,
@@ -162,18 +167,23 @@ class _Keys:
 
 
 @asynccontextmanager
-async def _leased(holder: LeaseHolder, session: Session, index: str) -> AsyncGenerator[_Keys]:
+async def _leased(
+    holder: LeaseHolder, session: Session, index: str, topic: str
+) -> AsyncGenerator[_Keys]:
     """Lease an index, and take over each renewed lease: a large index outlives one lease."""
     from workers.errors import Retry
 
-    keys = _Keys(await holder.lease(index, auth=session.auth(index)))
+    async def lease() -> Lease:
+        return await holder.lease(index, auth=session.auth(index), proof=session.proof(topic))
+
+    keys = _Keys(await lease())
 
     async def follow() -> None:
         while True:
             await asyncio.sleep(_FRESH_S)
             # While the key service is away the lease in hand is good until it ends.
             with suppress(Retry):
-                keys.lease = await holder.lease(index, auth=session.auth(index))
+                keys.lease = await lease()
 
     task = asyncio.create_task(follow(), name="verify-lease")
     try:

@@ -23,7 +23,7 @@ from workers.crypto.lp import lp
 from workers.crypto.secret import SecretBytes
 from workers.crypto.sign import SigningKey
 from workers.errors import Reject
-from workers.leases.credential import seal_credential, sign_message
+from workers.leases.credential import Proof, seal_credential, sign_message
 from workers.leases.directory import KeyDirectory
 
 Protection = Literal["sealed", "signed", "plain"]
@@ -121,6 +121,10 @@ class Session:
     def sign(self, topic: str, key: bytes | None, value: bytes) -> bytes:
         """Return the value of the header `sealstream-sig` for a record as it will be produced."""
         return sign_message(self._key, topic, key, value)
+
+    def proof(self, topic: str) -> Proof | None:
+        """Return what proves this session for a tool that reads as a worker, without a message."""
+        return Proof.made(self.sign(topic, None, b""), None, b"")
 
     def routing_key(self, index: str, doc_id: str) -> bytes:
         """Return the Kafka key of a sealed operation on a document: stable, and telling nothing."""

@@ -24,7 +24,8 @@ HPKE (`info(Info.X, *context)`):
 Signatures (`SigningKey.sign(Info.X, *parts)`):
 
     name           signed by             parts
-    MESSAGE        caller's session key  topic, record key, value (header `sealstream-sig`)
+    MESSAGE        caller's session key  topic, record key, SHA-256 of the value (header
+                                         `sealstream-sig`)
     KEY_REQUEST    worker                body
     KEY_GRANT      key service           clear header, sealed part (grants of every kind)
     CERTIFICATE    key service           encoded certificate

@@ -23,7 +23,7 @@ from workers.ingest.incoming import (
     open_sealed,
     read_opened,
 )
-from workers.leases.credential import verify_message
+from workers.leases.credential import Proof, verify_message
 from workers.leases.holder import LeaseHolder
 from workers.leases.lease import Decision, Lease
 from workers.runtime.lastresort import unexpected
@@ -60,12 +60,15 @@ class Decider:
 
     async def _open(self, item: SealedIncoming) -> Incoming | Refused:
         try:
-            lease = await self._holder.lease(item.index, auth=item.auth)
+            proof = Proof.of(item.record)
+            lease = await self._holder.lease(item.index, auth=item.auth, proof=proof)
             wanted = item.value.key_id_bytes()
             if lease.has_intake_key(wanted):
                 # Decapsulation off the loop, which a backlog of sealed values would hold.
                 return await asyncio.to_thread(open_sealed, item, lease.intake_key(wanted))
-            plain = await self._holder.open_value(Info.INGEST_VALUE, item.value, auth=item.auth)
+            plain = await self._holder.open_value(
+                Info.INGEST_VALUE, item.value, auth=item.auth, proof=proof
+            )
         except Reject as error:
             return Refused(item.record, error.info(), None, sealed=True)
         return read_opened(item, plain)
@@ -102,9 +105,10 @@ class Decider:
             Retry: KEY_UNAVAILABLE.
         """
         refusal: Reject | None = None
-        for auth in dict.fromkeys(item.incoming.request.auth for item in items):
+        shown = {item.incoming.request.auth: item.incoming.record for item in items}
+        for auth, record in shown.items():
             try:
-                return await self._holder.lease(index, auth=auth)
+                return await self._holder.lease(index, auth=auth, proof=Proof.of(record))
             except Reject as error:
                 refusal = refusal or error
         raise refusal or Reject(ErrorCode.UNAUTHENTICATED, "nobody asks for this index")

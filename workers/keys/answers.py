@@ -16,7 +16,13 @@ import structlog
 
 from schemas.auth import Scope
 from schemas.errors import ErrorCode
-from schemas.topics import CONTENT_JSON, HEADER_CONTENT_TYPE
+from schemas.topics import (
+    CONTENT_JSON,
+    HEADER_CONTENT_TYPE,
+    PLAINTEXT_INGEST,
+    QUERY_REQUEST,
+    with_prefix,
+)
 from workers.crypto.derive import Purpose
 from workers.crypto.errors import OpenFailed
 from workers.crypto.hpke import HpkePrivateKey, HpkePublicKey, HpkeSuite
@@ -33,6 +39,7 @@ from workers.keys.publish import Publisher
 from workers.keys.replay import ReplayWindow
 from workers.keys.service_keys import ServiceKeys
 from workers.leases.certificate import CLOCK_SKEW_S, Clock, Role
+from workers.leases.credential import verify_proof
 from workers.leases.grant import (
     DecisionPayload,
     GrantHeader,
@@ -51,19 +58,25 @@ from workers.telemetry import metrics
 
 DENIAL_LIFE_MS: Final = 60_000
 _HEADERS: Final = ((HEADER_CONTENT_TYPE, CONTENT_JSON.encode()),)
+# Where the messages lie that a worker of a role may show the credentials of.
+_INPUTS: Final[dict[Role, str]] = {"ingest": PLAINTEXT_INGEST, "query": QUERY_REQUEST}
 
 log = structlog.get_logger("keys.answers")
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What grants are made of: lives in seconds, the lowest HPKE suite, the topic to answer on."""
+    """What grants are made of: lives in seconds, the lowest HPKE suite, the topic to answer on.
+
+    `prefix`: of the deployment's topics, which callers have signed.
+    """
 
     lease_s: int
     decision_s: int
     suite_floor: HpkeSuite
     grants: str
     partitions: int
+    prefix: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +257,9 @@ class Answers:
         if role == "index":
             raise Reject(ErrorCode.FORBIDDEN, "an index worker meets no callers")
         principal = await self._callers.of_message(caller, record.index, record.uid, role)
+        if principal.cnf is not None:
+            topic = with_prefix(self._terms.prefix, _INPUTS[role])
+            verify_proof(principal.cnf, caller.proof, topic)
         await self._indexes.prove(record, principal.index_key)
         check_use(role, principal)
         return principal

@@ -210,6 +210,7 @@ class KeyService:
             suite_floor=suite,
             grants=grants,
             partitions=await self._broker.partitions(grants),
+            prefix=settings.topic_prefix,
         )
         self._answers = Answers(
             indexes=indexes,

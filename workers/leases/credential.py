@@ -2,8 +2,12 @@
 
 `auth.sealed` = base64 of HPKE(key service; info = CREDENTIAL, index name or "") of the JSON of a
 `Credential`. A message that shows it carries the header `sealstream-sig`: the 64 bytes of the
-Ed25519 signature by the session key (`cnf`) over (topic, key, value), topic and value as they are
-in Kafka (with prefix; sealed, if sealed). A copied credential is useless without that key.
+Ed25519 signature by the session key (`cnf`) over (topic, key, SHA-256 of the value), topic and
+value as they are in Kafka (with prefix; sealed, if sealed). A copied credential is useless without
+that key. The worker that reads the message checks the signature, and the key service checks it
+again before it decides or grants anything (`Proof`): a worker cannot use a credential whose owner
+sent nothing to that worker's own input topic. By the digest, because the key service never sees
+the message.
 
 A sealing producer may add the header `sealstream-auth`: its `auth.sealed` once more, outside of the
 sealed value. It says nothing to who cannot open it, and lets a worker name a caller before it can
@@ -13,12 +17,16 @@ open the message: needed only where the key service has no index key without a c
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
+
+import msgspec
 
 from schemas.auth import Auth, Credential
 from schemas.codec import InvalidMessage, decode, encode
 from schemas.errors import ErrorCode
 from schemas.sealed import SealedValue
+from schemas.topics import HEADER_SIGNATURE
 from schemas.values import encode_base64
 from workers.crypto.errors import CryptoError
 from workers.crypto.hpke import HpkePrivateKey, HpkePublicKey, key_id
@@ -29,6 +37,36 @@ from workers.kafka.broker import Record
 
 HEADER_AUTH: Final = "sealstream-auth"
 _MAX_AUTH_BYTES: Final = 16_384
+_SIGNATURE_BYTES: Final = 64
+
+
+class Proof(msgspec.Struct, array_like=True, frozen=True):
+    """That the owner of a session key sent a record: what was signed, but for the topic.
+
+    Args:
+        key: of the record.
+        value_sha256: of its value, 32 bytes.
+        signature: of the header `sealstream-sig`, 64 bytes.
+    """
+
+    key: bytes
+    value_sha256: bytes
+    signature: bytes
+
+    def __repr__(self) -> str:
+        return "Proof()"
+
+    @classmethod
+    def of(cls, record: Record) -> Proof | None:
+        """Return what a record proves, None without a signature of the right length."""
+        return cls.made(record.header(HEADER_SIGNATURE), record.key, record.value or b"")
+
+    @classmethod
+    def made(cls, signature: bytes | None, key: bytes | None, value: bytes) -> Proof | None:
+        """Return the proof that a signature over a record makes, None if there is none."""
+        if signature is None or len(signature) != _SIGNATURE_BYTES:
+            return None
+        return cls(key or b"", hashlib.sha256(value).digest(), signature)
 
 
 def seal_credential(service: HpkePublicKey, credential: Credential) -> Auth:
@@ -98,7 +136,7 @@ def sign_message(session: SigningKey, topic: str, key: bytes | None, value: byte
         key: of the record, as it will be produced.
         value: of the record, as it will be produced.
     """
-    return session.sign(Info.MESSAGE, topic, key or b"", value)
+    return session.sign(Info.MESSAGE, topic, key or b"", hashlib.sha256(value).digest())
 
 
 def verify_message(
@@ -109,14 +147,23 @@ def verify_message(
     Raises:
         Reject: UNAUTHENTICATED, no signature or not by that key over this record.
     """
-    if signature is None:
+    verify_proof(cnf, Proof.made(signature, key, value), topic)
+
+
+def verify_proof(cnf: bytes, proof: Proof | None, topic: str) -> None:
+    """Check that the owner of the session key `cnf` sent a record to `topic`.
+
+    Raises:
+        Reject: UNAUTHENTICATED, no proof or not by that key over a record of that topic.
+    """
+    if proof is None:
         raise Reject(
             ErrorCode.UNAUTHENTICATED,
             "a sealed credential needs the header sealstream-sig",
             field="auth.sealed",
         )
     try:
-        VerifyKey(cnf).verify(signature, Info.MESSAGE, topic, key or b"", value)
+        VerifyKey(cnf).verify(proof.signature, Info.MESSAGE, topic, proof.key, proof.value_sha256)
     except CryptoError as error:
         raise Reject(
             ErrorCode.UNAUTHENTICATED,

@@ -35,7 +35,7 @@ from workers.crypto.secret import SecretBytes
 from workers.errors import Fatal, Reject, Retry, SealstreamError
 from workers.kafka.broker import TP, Broker, Producer, TopicReader
 from workers.leases.certificate import CLOCK_SKEW_S, Clock, Role, WorkerIdentity
-from workers.leases.credential import open_value, verify_message
+from workers.leases.credential import Proof, open_value, verify_message
 from workers.leases.directory import KeyDirectory
 from workers.leases.grant import (
     DecisionPayload,
@@ -188,7 +188,12 @@ class LeaseHolder:
         self._decisions.clear()
 
     async def lease(
-        self, index: str | None, *, uid: bytes | None = None, auth: Auth | None = None
+        self,
+        index: str | None,
+        *,
+        uid: bytes | None = None,
+        auth: Auth | None = None,
+        proof: Proof | None = None,
     ) -> Lease:
         """Return the keys of an index for this worker's role.
 
@@ -197,6 +202,7 @@ class LeaseHolder:
             uid: 16 bytes.
             auth: credential of a caller, already accepted by `decide`. Without it an ingest or
                 query worker gets the lease it has, or else one with the intake key only.
+            proof: of a message that shows a sealed credential; the key service checks it.
 
         Raises:
             Reject: UNKNOWN_INDEX, UNAUTHENTICATED, FORBIDDEN, WRONG_KEY, EXPIRED; Damaged.
@@ -210,10 +216,15 @@ class LeaseHolder:
             found = self._current(index, uid, full=auth is not None)
             if found is not None:
                 return found.lease
-            return (await self._acquire(index, uid, _caller(auth))).lease
+            return (await self._acquire(index, uid, _caller(auth, proof))).lease
 
     async def open_value(
-        self, kind: Info, value: SealedValue, *, auth: Auth | None = None
+        self,
+        kind: Info,
+        value: SealedValue,
+        *,
+        auth: Auth | None = None,
+        proof: Proof | None = None,
     ) -> bytes:
         """Open a sealed message of this worker's input topic.
 
@@ -221,6 +232,7 @@ class LeaseHolder:
             kind: `Info.INGEST_VALUE` or `Info.QUERY_VALUE`.
             value: as decoded.
             auth: the credential of the header `sealstream-auth`, if the message has one.
+            proof: of that message.
 
         Returns:
             The JSON message, whose own credential is still to be decided.
@@ -231,7 +243,7 @@ class LeaseHolder:
         """
         if value.index is None:
             raise Reject(ErrorCode.INVALID_MESSAGE, "a sealed value names its index", field="index")
-        lease = await self.lease(value.index, auth=auth)
+        lease = await self.lease(value.index, auth=auth, proof=proof)
         wanted = value.key_id_bytes()
         if not lease.has_intake_key(wanted):
             lease = await self._with_intake_key(lease, wanted)
@@ -269,7 +281,10 @@ class LeaseHolder:
         decision = self._decided(name)
         if decision is None:
             async with self._lock(name):
-                decision = self._decided(name) or await self._ask_decision(name, index, auth)
+                proof = None if signed is None else Proof.made(signature, *signed[1:])
+                decision = self._decided(name) or await self._ask_decision(
+                    name, index, _caller(auth, proof)
+                )
         if auth.sealed is not None:
             if decision.cnf is None or signed is None:
                 raise Reject(ErrorCode.UNAUTHENTICATED, "a sealed credential names no session key")
@@ -277,7 +292,12 @@ class LeaseHolder:
         return decision
 
     async def open_objects(
-        self, lease: Lease, auth: Auth, items: Sequence[ObjectRequest]
+        self,
+        lease: Lease,
+        auth: Auth,
+        items: Sequence[ObjectRequest],
+        *,
+        proof: Proof | None = None,
     ) -> list[SecretBytes | None]:
         """Return the object keys of the records the caller may read; None for the others.
 
@@ -285,6 +305,7 @@ class LeaseHolder:
             lease: of the index the records belong to.
             auth: the caller, already accepted by `decide`.
             items: any number; asked for in batches.
+            proof: of the message that shows a sealed credential.
 
         Raises:
             Reject: as `decide`; Damaged, a record does not open.
@@ -309,7 +330,7 @@ class LeaseHolder:
                 kind="objects",
                 index=lease.index,
                 uid=lease.uid,
-                caller=_caller(auth),
+                caller=_caller(auth, proof),
                 objects=objects,
                 pack_keys=packs,
             )
@@ -477,10 +498,8 @@ class LeaseHolder:
         self._decisions.move_to_end(name)
         return decision
 
-    async def _ask_decision(self, name: bytes, index: str, auth: Auth) -> Decision:
-        _, payload = await self._ask(
-            DecisionPayload, kind="decision", index=index, caller=_caller(auth)
-        )
+    async def _ask_decision(self, name: bytes, index: str, caller: Caller | None) -> Decision:
+        _, payload = await self._ask(DecisionPayload, kind="decision", index=index, caller=caller)
         expires_s = min(payload.expires_ms / 1000, self._clock() + self._settings.decision_cache_s)
         decision = Decision(
             caller=payload.caller,
@@ -593,8 +612,8 @@ class LeaseHolder:
         return self._locks.setdefault(name, asyncio.Lock())
 
 
-def _caller(auth: Auth | None) -> Caller | None:
-    return None if auth is None else Caller(auth.sealed, auth.token)
+def _caller(auth: Auth | None, proof: Proof | None) -> Caller | None:
+    return None if auth is None else Caller(auth.sealed, auth.token, proof)
 
 
 def _batches(items: Sequence[ObjectRequest]) -> Iterator[list[ObjectRequest]]:

@@ -37,6 +37,7 @@ from workers.leases.certificate import (
     WorkerIdentity,
     verify_certificate,
 )
+from workers.leases.credential import Proof
 from workers.leases.directory import KeyServiceEntry
 
 MAX_REQUEST_LIFE_MS: Final = 30_000
@@ -47,10 +48,14 @@ Kind = Literal["lease", "decision", "objects"]
 
 
 class Caller(msgspec.Struct, array_like=True, frozen=True):
-    """A caller's credential as it came in a message: one of the two."""
+    """A caller's credential as it came in a message: one of the two.
+
+    `proof`: of that message; without it a sealed credential counts for nothing.
+    """
 
     sealed: str | None
     token: str | None
+    proof: Proof | None = None
 
     def __repr__(self) -> str:
         return "Caller()"

@@ -7,13 +7,14 @@ service, which looks at each document's access list and hands out only what the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
 from schemas.auth import Auth
 from workers.crypto.secret import SecretBytes
+from workers.leases.credential import Proof
 from workers.leases.holder import LeaseHolder
-from workers.leases.lease import Lease, ObjectRequest
+from workers.leases.lease import Lease
 from workers.objects.pack import (
     ObjectPointer,
     Place,
@@ -47,9 +48,15 @@ _NOTHING = Opened(None, None, None)
 
 
 async def open_contents(
-    store: Store, holder: LeaseHolder, lease: Lease, auth: Auth, stored: Sequence[Stored]
+    store: Store,
+    holder: LeaseHolder,
+    lease: Lease,
+    auth: Auth,
+    stored: Sequence[Stored],
+    *,
+    proof: Proof | None = None,
 ) -> list[Opened]:
-    """Open the contents of `stored`, in its order.
+    """Open the contents of `stored`, in its order. `proof`: of the message that shows `auth`.
 
     Raises:
         NotFound: a pack is gone; the snapshot is too old.
@@ -66,7 +73,8 @@ async def open_contents(
     if not wanted:
         return opened
     requests = [object_request(pointer, stored[number].pack) for number, pointer in wanted]
-    sealed, keys = await _both(store, holder, lease, auth, requests, [p for _, p in wanted])
+    ask = holder.open_objects(lease, auth, requests, proof=proof)
+    sealed, keys = await _both(store, lease, ask, [p for _, p in wanted])
     try:
         contents = await asyncio.to_thread(_open_all, lease.uid, wanted, sealed, keys)
     finally:
@@ -78,16 +86,14 @@ async def open_contents(
 
 async def _both(
     store: Store,
-    holder: LeaseHolder,
     lease: Lease,
-    auth: Auth,
-    requests: Sequence[ObjectRequest],
+    ask: Awaitable[list[SecretBytes | None]],
     pointers: Sequence[ObjectPointer],
 ) -> tuple[list[bytes], list[SecretBytes | None]]:
     """Fetch and ask at the same time; neither is left running when the other fails."""
     sealed, keys = await asyncio.gather(
         read_sealed(store, lease.uid, pointers),
-        holder.open_objects(lease, auth, requests),
+        ask,
         return_exceptions=True,
     )
     if isinstance(keys, BaseException):

@@ -31,6 +31,7 @@ from schemas.topics import with_prefix
 from schemas.values import Binary, Vector
 from workers.errors import Damaged, Reject, Retry, SealstreamError
 from workers.kafka.broker import Record
+from workers.leases.credential import Proof
 from workers.leases.lease import Decision
 from workers.query.contents import Opened, Stored, open_contents
 from workers.query.indexes import OpenIndex, OpenIndexes
@@ -148,12 +149,15 @@ class QueryHandler:
                     self._stand.holder,
                     allow_plain_results=self._settings.allow_plain_results,
                 )
-                lease = await self._stand.holder.lease(request.index, auth=request.auth)
+                proof = Proof.of(incoming.record)
+                lease = await self._stand.holder.lease(
+                    request.index, auth=request.auth, proof=proof
+                )
                 stage = "the index"
                 with self._indexes.using(lease) as opened:
                     await self._reach(opened, request)
                     async with self._places:
-                        found = await self._search_again(opened, request, decision)
+                        found = await self._search_again(opened, request, decision, proof)
         except TimeoutError:
             if stage == "the key service":
                 raise Retry(
@@ -195,23 +199,33 @@ class QueryHandler:
             metrics.QUERIES_WAITING.set(self._waiting)
 
     async def _search_again(
-        self, opened: OpenIndex, request: QueryRequest, decision: Decision
+        self,
+        opened: OpenIndex,
+        request: QueryRequest,
+        decision: Decision,
+        proof: Proof | None,
     ) -> _Found:
         """Search; once more on a new snapshot when the first one was overtaken by clean-up."""
         try:
-            return await self._search(opened, request, decision, self._settings.max_staleness_ms)
+            stale_ms = self._settings.max_staleness_ms
+            return await self._search(opened, request, decision, proof, stale_ms)
         except NotFound:
             pass
         except Reject as error:
             if error.code is not ErrorCode.EXPIRED or request.cursor is not None:
                 raise
         try:
-            return await self._search(opened, request, decision, 0)
+            return await self._search(opened, request, decision, proof, 0)
         except NotFound as error:
             raise Damaged(ErrorCode.DAMAGED, "a stored object that is named is missing") from error
 
     async def _search(
-        self, opened: OpenIndex, request: QueryRequest, decision: Decision, max_staleness_ms: int
+        self,
+        opened: OpenIndex,
+        request: QueryRequest,
+        decision: Decision,
+        proof: Proof | None,
+        max_staleness_ms: int,
     ) -> _Found:
         snapshot = await opened.snapshot(request.min_position, max_staleness_ms)
         context = opened.context(decision)
@@ -235,7 +249,7 @@ class QueryHandler:
             )
         candidates = [candidate for answer in answers for candidate in answer.candidates]
         shown = await hydrate(snapshot, candidates, request.include)
-        contents = await self._contents(opened, request, shown)
+        contents = await self._contents(opened, request, shown, proof)
         names = opened.group_names(decision) if Include.GROUPS in request.include else {}
         include = frozenset(request.include)
         hits = [
@@ -245,13 +259,17 @@ class QueryHandler:
         return _Found(answers, _split(hits, answers), snapshot)
 
     async def _contents(
-        self, opened: OpenIndex, request: QueryRequest, shown: Sequence[Shown]
+        self,
+        opened: OpenIndex,
+        request: QueryRequest,
+        shown: Sequence[Shown],
+        proof: Proof | None,
     ) -> Sequence[Opened | None]:
         if _OPENED.isdisjoint(request.include):
             return [None] * len(shown)
         stored = [Stored(one.pointer, one.pack) for one in shown]
         return await open_contents(
-            self._store, self._stand.holder, opened.lease, request.auth, stored
+            self._store, self._stand.holder, opened.lease, request.auth, stored, proof=proof
         )
 
     def _result(

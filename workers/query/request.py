@@ -21,7 +21,7 @@ from schemas.topics import CONTENT_SEALED, HEADER_CONTENT_TYPE, HEADER_REPLY, HE
 from workers.crypto.info import Info
 from workers.errors import Reject, Retry
 from workers.kafka.broker import Record
-from workers.leases.credential import outer_auth
+from workers.leases.credential import Proof, outer_auth
 from workers.leases.holder import LeaseHolder
 from workers.leases.lease import Decision
 from workers.objects.results import decode_reply_key
@@ -76,7 +76,7 @@ async def read(incoming: Incoming, holder: LeaseHolder) -> QueryRequest:
         incoming.address = _outer_address(record)
         wrapped = decode(SealedValue, value)
         index = wrapped.index
-        value = await _opened(holder, wrapped, outer_auth(record))
+        value = await _opened(holder, wrapped, outer_auth(record), Proof.of(record))
     parsed = parse(value)
     incoming.address = _address(parsed)
     request = convert(QueryRequest, parsed)
@@ -89,10 +89,12 @@ async def read(incoming: Incoming, holder: LeaseHolder) -> QueryRequest:
     return request
 
 
-async def _opened(holder: LeaseHolder, wrapped: SealedValue, auth: Auth | None) -> bytes:
+async def _opened(
+    holder: LeaseHolder, wrapped: SealedValue, auth: Auth | None, proof: Proof | None
+) -> bytes:
     try:
         async with asyncio.timeout(_OPEN_S):
-            return await holder.open_value(Info.QUERY_VALUE, wrapped, auth=auth)
+            return await holder.open_value(Info.QUERY_VALUE, wrapped, auth=auth, proof=proof)
     except TimeoutError:
         raise Retry(
             ErrorCode.KEY_UNAVAILABLE, "the key service did not answer in time: try again"

@@ -92,7 +92,7 @@ async def test_a_renewed_lease_is_taken_over(monkeypatch):
     third = asyncio.Event()
 
     class Holder:
-        async def lease(self, index, *, auth):
+        async def lease(self, index, *, auth, proof):
             number = next(leases)
             if number == 2:
                 raise Retry(ErrorCode.KEY_UNAVAILABLE, "away")
@@ -100,8 +100,8 @@ async def test_a_renewed_lease_is_taken_over(monkeypatch):
                 third.set()
             return SimpleNamespace(keys=lambda generation, purpose: (number, generation, purpose))
 
-    session = SimpleNamespace(auth=lambda index: index)
-    async with verify._leased(Holder(), session, "i") as keys:
+    session = SimpleNamespace(auth=lambda index: index, proof=lambda topic: topic)
+    async with verify._leased(Holder(), session, "i", "query-request") as keys:
         assert keys.segment(4) == (1, 4, Purpose.SEGMENT)
         await third.wait()
         while keys.vector(4)[0] == 1:

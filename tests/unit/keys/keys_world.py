@@ -34,7 +34,7 @@ from workers.keys.worker import KeyService, serve
 from workers.kms.base import KeyInfo, Wrapped
 from workers.kms.local import LocalKms
 from workers.leases.certificate import WorkerIdentity
-from workers.leases.credential import seal_credential, sign_message
+from workers.leases.credential import Proof, seal_credential, sign_message
 from workers.leases.directory import KeyDirectory
 from workers.leases.holder import LeaseHolder
 from workers.settings import Settings
@@ -137,11 +137,18 @@ class Caller:
         credential = Credential(**{**values, **changes})
         return seal_credential(self.world.directory.key_service.hpke_pub, credential)
 
-    def proof(self, value: bytes = b"{}", key: bytes = b"k") -> dict[str, Any]:
+    def shown(self, topic: str = "plaintext-ingest") -> dict[str, Any]:
+        """Return the argument of `LeaseHolder.lease` that proves possession."""
+        signature = sign_message(self.session, topic, b"k", b"{}")
+        return {"proof": Proof.made(signature, b"k", b"{}")}
+
+    def proof(
+        self, value: bytes = b"{}", key: bytes = b"k", topic: str = "plaintext-ingest"
+    ) -> dict[str, Any]:
         """Return the arguments of `LeaseHolder.decide` that prove possession."""
         return {
-            "signature": sign_message(self.session, "plaintext-ingest", key, value),
-            "signed": ("plaintext-ingest", key, value),
+            "signature": sign_message(self.session, topic, key, value),
+            "signed": (topic, key, value),
             "message_id": str(uuid4()),
             "issued_ms": int(self.world.clock() * 1000),
         }
