@@ -45,8 +45,13 @@ WELL_KNOWN: dict[str, tuple[str, ...]] = {
     "s3_profile": ("AWS_PROFILE",),
     "vault_addr": ("VAULT_ADDR",),
     "vault_token": ("VAULT_TOKEN",),
+    "vault_token_file": ("VAULT_TOKEN_FILE",),
     "vault_namespace": ("VAULT_NAMESPACE",),
     "vault_cacert": ("VAULT_CACERT",),
+    "vault_client_cert": ("VAULT_CLIENT_CERT",),
+    "vault_client_key": ("VAULT_CLIENT_KEY",),
+    "vault_skip_verify": ("VAULT_SKIP_VERIFY",),
+    "kms_gcp_credentials_file": ("GOOGLE_APPLICATION_CREDENTIALS",),
 }
 # Variables of ours that are no fields.
 _NO_FIELDS = frozenset({"SEALSTREAM_CONFIG"})
@@ -169,17 +174,88 @@ class Settings(BaseModel):
 
     kms: str | None = Field(
         default=None,
-        pattern=r"^(local|vault):.+",
-        description="KMS key that wraps the realm root: local:FILE or vault:MOUNT/KEY"
-        " (default: local:HOME/kms.key).",
+        pattern=r"^(local|vault|aws|gcp|azure|pkcs11):.+",
+        description="KMS key that wraps the realm root, and the indexes that name no other:"
+        " local:FILE, vault:MOUNT/KEY, aws:REGION/KEY, gcp:PROJECT/LOCATION/RING/KEY,"
+        " azure:VAULT/KEY or pkcs11:TOKEN/KEY (default: local:HOME/kms.key).",
+    )
+    kms_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^(https?://)?[A-Za-z0-9.:\[\]-]+/?$",
+        description="Private endpoint of AWS (a URL), Google or Azure (HOST or HOST:PORT) instead"
+        " of the public one.",
+    )
+    kms_ca_file: Path | None = Field(
+        default=None,
+        description="CA certificates (PEM) that the KMS of AWS, Google or Azure is checked against;"
+        " unset: the system's.",
+    )
+    kms_aws_profile: str | None = Field(
+        default=None, description="Profile for AWS KMS in the AWS configuration files."
+    )
+    kms_aws_access_key_id: str | None = Field(
+        default=None,
+        description="Access key for AWS KMS, where it differs from the bucket's; unset: as AWS's"
+        " own tools find it (environment, profile, role).",
+    )
+    kms_aws_secret_access_key: SecretStr | None = Field(
+        default=None, description="Secret access key for AWS KMS."
+    )
+    kms_aws_session_token: SecretStr | None = Field(
+        default=None, description="Session token of an STS login, for AWS KMS."
+    )
+    kms_gcp_credentials_file: Path | None = Field(
+        default=None,
+        description="Credentials for Google Cloud KMS; unset: as Google's own tools find them.",
+    )
+    kms_pkcs11_module: Path | None = Field(
+        default=None, description="PKCS#11 library of the hardware security module."
+    )
+    kms_pkcs11_pin: SecretStr | None = Field(default=None, description="PIN of the token's user.")
+    kms_pkcs11_pin_file: Path | None = Field(
+        default=None, description="File with the PIN; outranks kms_pkcs11_pin."
     )
     vault_addr: str | None = Field(
         default=None, pattern=r"^https?://", description="URL of Vault or OpenBao."
     )
-    vault_token: SecretStr | None = Field(default=None, description="Token for Vault or OpenBao.")
-    vault_namespace: str | None = Field(default=None, description="Namespace in Vault Enterprise.")
+    vault_token: SecretStr | None = Field(
+        default=None, description="Token for Vault or OpenBao; renewed while it can be."
+    )
+    vault_token_file: Path | None = Field(
+        default=None,
+        description="File with the token, read for every call: an agent renews it. Outranks"
+        " vault_token.",
+    )
+    vault_login: Literal["token", "approle", "jwt"] = Field(
+        default="token",
+        description="How to come by a token; jwt is for Kubernetes too (vault_login_mount).",
+    )
+    vault_login_mount: str | None = Field(
+        default=None, description="Mount of the auth method (default: approle or jwt)."
+    )
+    vault_role: str | None = Field(
+        default=None, description="Role id for approle, name of the role for jwt."
+    )
+    vault_secret_id: SecretStr | None = Field(default=None, description="Secret id for approle.")
+    vault_secret_file: Path | None = Field(
+        default=None,
+        description="File with the secret id or the JWT, read at every login; outranks"
+        " vault_secret_id.",
+    )
+    vault_namespace: str | None = Field(
+        default=None, description="Namespace in Vault Enterprise or OpenBao."
+    )
     vault_cacert: Path | None = Field(
         default=None, description="CA certificate (PEM) that Vault is checked against."
+    )
+    vault_client_cert: Path | None = Field(
+        default=None, description="Client certificate (PEM) for mutual TLS with Vault."
+    )
+    vault_client_key: Path | None = Field(
+        default=None, description="Private key (PEM) of vault_client_cert."
+    )
+    vault_skip_verify: bool = Field(
+        default=False, description="Accept any certificate of Vault: for tests only."
     )
     key_service_fingerprint: str | None = Field(
         default=None,
@@ -262,6 +338,16 @@ class Settings(BaseModel):
             raise ValueError("s3_access_key_id and s3_secret_access_key go together")
         if (self.kafka_ssl_certfile is None) != (self.kafka_ssl_keyfile is None):
             raise ValueError("kafka_ssl_certfile and kafka_ssl_keyfile go together")
+        if (self.kms_aws_access_key_id is None) != (self.kms_aws_secret_access_key is None):
+            raise ValueError("kms_aws_access_key_id and kms_aws_secret_access_key go together")
+        if self.vault_login == "approle" and not (
+            self.vault_role and (self.vault_secret_id or self.vault_secret_file)
+        ):
+            raise ValueError(
+                "vault_login approle needs vault_role and vault_secret_file or vault_secret_id"
+            )
+        if self.vault_login == "jwt" and not (self.vault_role and self.vault_secret_file):
+            raise ValueError("vault_login jwt needs vault_role and vault_secret_file")
         return self
 
     @property

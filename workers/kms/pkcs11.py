@@ -130,7 +130,8 @@ class _Thread:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(work())
-                except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
+                except BaseException as error:
+                    # Raised where it is awaited.
                     future.set_exception(error)
             del given, future, work
 

@@ -125,12 +125,24 @@ def test_secrets_never_show(home: Path) -> None:
     secret_fields = [
         name for name, f in Settings.model_fields.items() if "SecretStr" in str(f.annotation)
     ]
-    assert {"token", "s3_secret_access_key", "vault_token", "kafka_sasl_password"} <= set(
-        secret_fields
-    )
+    assert {
+        "token",
+        "s3_secret_access_key",
+        "kafka_sasl_password",
+        "vault_token",
+        "vault_secret_id",
+        "kms_aws_secret_access_key",
+        "kms_pkcs11_pin",
+    } <= set(secret_fields)
     environ = {variables(name)[0]: SECRET for name in secret_fields}
     settings = load_settings(
-        home=home, environ={**environ, "AWS_ACCESS_KEY_ID": "id", "SEALSTREAM_LOG_LEVEL": "info"}
+        home=home,
+        environ={
+            **environ,
+            "AWS_ACCESS_KEY_ID": "id",
+            "SEALSTREAM_KMS_AWS_ACCESS_KEY_ID": "id",
+            "SEALSTREAM_LOG_LEVEL": "info",
+        },
     )
     assert settings.token == SecretStr(SECRET)
     shown = repr(settings) + str(settings) + repr(explain(settings)) + repr(warnings(settings))
