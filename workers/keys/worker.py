@@ -33,7 +33,7 @@ from schemas.topics import (
 )
 from workers.errors import Damaged, Fatal, Reject, Retry
 from workers.identity.base import IdentityProvider
-from workers.identity.local import LocalAdministrator
+from workers.identity.administrator import LocalAdministrator
 from workers.kafka.broker import Broker, Record
 from workers.kafka.open import open_broker
 from workers.keys.admin import Admin
