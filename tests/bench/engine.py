@@ -97,7 +97,6 @@ class Writing:
             stream=1,
             object_public=keys.private(Purpose.OBJECT).public,
             keys=IndexKeys(SecretBytes(keys.tag)),
-            sent={},
         )
         issuer, signer = SigningKey.from_seed(keys.issuer), SigningKey.generate()
         certificate = issue_certificate(

@@ -25,20 +25,12 @@ from workers.crypto.secret import Key
 from workers.crypto.token_cache import TokenCache
 from workers.errors import Reject
 from workers.ingest.authorize import may_overwrite
-from workers.ingest.batches import (
-    Authorised,
-    Draft,
-    DraftField,
-    PreparedUpdate,
-    ShardBatches,
-    delta_positions,
-)
+from workers.ingest.batches import Authorised, Draft, PreparedUpdate, ShardBatches
 from workers.ingest.incoming import Refused
+from workers.ingest.words import IndexWords
 from workers.leases.lease import Decision
 from workers.objects.pack import Content, PackBuilder, PackObject, encode_pointer, packs_by_uid
 from workers.objects.results import decode_reply_key
-from workers.text.analyzer import Analyzer, get_analyzer
-from workers.text.vocabulary import SentWords
 from workers.vector.metric import Metric
 from workers.vector.metric import prepare as prepare_vector
 
@@ -64,6 +56,7 @@ class IndexKeys:
         self.tokens = TokenCache(tag)
         self._prf = Prf(tag)
         self._groups: dict[str, bytes] = {}
+        self._words: IndexWords | None = None
 
     def object_id(self, doc_id: str) -> bytes:
         """Return the 16-byte object id of a document id (`derive.object_id`)."""
@@ -78,10 +71,18 @@ class IndexKeys:
                 self._groups[group_id] = found
         return found
 
+    def words(self, analyzer: str) -> IndexWords:
+        """Return what is remembered of the index's words."""
+        words = self._words
+        if words is None or words.full or words.lexicon.analyzer != analyzer:
+            words = self._words = IndexWords(analyzer, self._prf)
+        return words
+
     def clear(self) -> None:
         """Forget words, groups and their tokens."""
         self.tokens.clear()
         self._groups.clear()
+        self._words = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -95,7 +96,6 @@ class IndexContext:
         partitions: partition of index-update per shard.
         stream: id of the source topic's stream (`Order.stream`).
         keys: derivations of its tag key.
-        sent: words sent to each shard.
     """
 
     uid: bytes
@@ -105,7 +105,6 @@ class IndexContext:
     stream: int
     object_public: HpkePublicKey
     keys: IndexKeys
-    sent: dict[int, SentWords]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +136,7 @@ def prepare(
         now_ms: milliseconds since 1970.
     """
     done = Prepared()
-    analyzer = get_analyzer(context.config.analyzer)
-    shards: dict[int, ShardBatches] = {}
+    drafts: dict[int, list[Draft]] = {}
     packs = PackBuilder(
         index_uid=context.uid,
         generation=context.generation,
@@ -152,26 +150,28 @@ def prepare(
             shard = shard_of(object_id, context.config.shards)
             try:
                 check_request(request, context.config, limits)
-                draft = _draft(item, number, object_id, shard, context, analyzer, packs)
+                draft = _draft(item, number, object_id, shard, context, packs)
             except (InvalidMessage, Reject) as error:
                 incoming = item.incoming
                 done.refused.append(
                     Refused(incoming.record, error.info(), request, incoming.sealed)
                 )
                 continue
-            batches = shards.get(shard)
-            if batches is None:
-                sent = context.sent.setdefault(shard, SentWords())
-                batches = shards[shard] = ShardBatches(
-                    limits.record_bytes, now_ms, context.keys.tokens, sent
-                )
-            batches.add(item, draft)
+            drafts.setdefault(shard, []).append(draft)
         done.packs, wrapped = packs.finish()
     finally:
         packs.wipe()
     by_uid = packs_by_uid(wrapped)
-    for shard, batches in sorted(shards.items()):
-        done.updates.extend(batches.finish(shard, context.partitions[shard], by_uid))
+    words = context.keys.words(context.config.analyzer)
+    for shard, of_shard in sorted(drafts.items()):
+        batches = ShardBatches(
+            shard,
+            of_shard,
+            record_bytes=limits.record_bytes,
+            keywords=context.keys.tokens,
+            words=words,
+        )
+        done.updates.extend(batches.batches(context.partitions[shard], by_uid, now_ms))
     return done
 
 
@@ -218,19 +218,16 @@ def _draft(
     object_id: bytes,
     shard: int,
     context: IndexContext,
-    analyzer: Analyzer,
     packs: PackBuilder,
 ) -> Draft:
     incoming, decision = item.incoming, item.decision
     request, record = incoming.request, incoming.record
     keys = context.keys
-    keywords = list(dict.fromkeys(request.keywords))
-    fields: list[DraftField] = []
-    words: list[str] = []
+    texts: dict[str, str] = {}
     content = metadata = vector = pack = b""
     groups: list[bytes] = []
     if request.op is IngestOp.UPSERT:
-        fields, words = _analyse(request.analysed_text(), analyzer)
+        texts = request.analysed_text()
         metadata = msgspec.msgpack.encode(request.metadata) if request.metadata else b""
         vector = _vector_bytes(request, context.config)
         access = list(dict.fromkeys((decision.default_group, *map(str.lower, request.groups))))
@@ -266,7 +263,7 @@ def _draft(
     size = _OP_BYTES + len(metadata) + len(vector) + len(content) + 4 * len(request.id)
     size += 16 * (len(groups) + len(callers)) + len(op.reply_key) + len(op.request_key)
     size += len(record.topic)
-    return Draft(op, pack, keywords, fields, words, size)
+    return Draft(item, op, pack, list(dict.fromkeys(request.keywords)), texts, size)
 
 
 def _overwriting(
@@ -288,15 +285,3 @@ def _vector_bytes(request: IngestRequest, config: IndexConfig) -> bytes:
         return b""
     prepared = prepare_vector(request.vector.array, Metric(config.metric))
     return prepared.astype("<f4", copy=False).tobytes()
-
-
-def _analyse(texts: dict[str, str], analyzer: Analyzer) -> tuple[list[DraftField], list[str]]:
-    fields: list[DraftField] = []
-    words: list[str] = []
-    for name, text in texts.items():
-        found = analyzer.analyze_field(text)
-        if found.terms:
-            positions = delta_positions(found.positions)
-            fields.append(DraftField(name, found.length, found.terms, found.tfs, positions))
-            words.extend(found.words)
-    return fields, words

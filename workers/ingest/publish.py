@@ -33,7 +33,7 @@ from workers.runtime.deadletter import DeadLetters
 from workers.runtime.lastresort import unexpected
 from workers.storage.store import Store
 from workers.telemetry import metrics
-from workers.text.vocabulary import SentWords, build_vocabulary
+from workers.text.vocabulary import build_vocabulary
 
 T = TypeVar("T")
 
@@ -65,7 +65,6 @@ class Publisher:
         self._limits = limits
         self._waiting: dict[int, int] = {}
         self._keys: OrderedDict[bytes, tuple[Lease, IndexKeys]] = OrderedDict()
-        self._sent: OrderedDict[bytes, dict[int, SentWords]] = OrderedDict()
 
     async def publish(self, lease: Lease, items: Sequence[Authorised]) -> list[Refused]:
         """Make `items`, requests of one index in order, durable and answer `accepted`.
@@ -88,7 +87,7 @@ class Publisher:
         await self._store_all(prepared, sealed)
         places = await self._send_updates(context, prepared.updates, sealed)
         for update in prepared.updates:
-            context.sent.setdefault(update.shard, SentWords()).remember(update.words)
+            update.words.remember()
         await self._accept(lease.index, prepared.updates, places)
         _count(prepared.updates)
         return prepared.refused
@@ -127,10 +126,6 @@ class Publisher:
         # A renewed lease has the same tag key for the index's life: its tokens stay good.
         keys = held[1] if held is not None else IndexKeys(lease.tag)
         self._keys[lease.uid] = (lease, keys)
-        sent = self._sent.pop(lease.uid, {})
-        self._sent[lease.uid] = sent
-        while len(self._sent) > _MAX_INDEXES:
-            self._sent.popitem(last=False)
         while len(self._keys) > _MAX_INDEXES:
             self._keys.popitem(last=False)[1][1].clear()
         return IndexContext(
@@ -141,7 +136,6 @@ class Publisher:
             stream=self._directory.key_service.streams.get(PLAINTEXT_INGEST, 0),
             object_public=lease.object_public,
             keys=keys,
-            sent=sent,
         )
 
     async def _publish_halves(
@@ -181,7 +175,7 @@ class Publisher:
             batch = update.batch
             if update.words:
                 about = info(Info.VOCABULARY, context.uid, context.generation)
-                words = query_public.seal(about, build_vocabulary(update.words))
+                words = query_public.seal(about, build_vocabulary(update.words.spell()))
                 batch = msgspec.structs.replace(batch, vocabulary=words)
             sealed.append(
                 seal_update(

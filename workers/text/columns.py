@@ -1,75 +1,91 @@
-"""Carry the terms of documents from ingest to the index worker as packed columns.
+"""From the texts of a micro-batch to postings, all at once: a few passes over arrays.
 
-The byte forms are those of `schemas.update.TermField`: `terms` u32 LE indexes into the tokens of
-the batch, `tfs` u16 LE, `positions` varints, for each term the first position and the differences.
+The result is cut by text: `schemas.update.TermField` carries the three columns of one text as bytes
+(`terms` u32 LE indexes into the tokens of a batch, `tfs` u16 LE, `positions` varints, for each term
+the first position and then the distances).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
-from workers.text.analyzer import FieldTerms
-from workers.text.postings import TermColumns
-from workers.text.varint import Ints, MalformedPayloadError, decode_varints, encode_varints
+from workers.text.analyzer import MAX_TF
+from workers.text.lexicon import Lexicon, Numbers
+from workers.text.varint import Ints, bounds, encode_varints
 
 
-class PackedTerms(NamedTuple):
-    """The three columns of one field of one document, as bytes."""
+@dataclass(frozen=True, slots=True, repr=False)
+class TextColumns:
+    """The postings of `t` texts, one entry for each term of each text.
 
-    terms: bytes
-    tfs: bytes
+    Attributes:
+        starts: int64 `(t + 1,)`: the postings of text i are `[starts[i], starts[i + 1])`.
+        texts: int64 `(p,)`, which text a posting is of; increasing.
+        terms: int64 `(p,)`, numbers of the lexicon, increasing within a text.
+        tfs: int64 `(p,)`, in [1, 65535].
+        lengths: int64 `(t,)`, words that are no stop words (the length that BM25 uses).
+        positions: varints of all texts, one after the other.
+        position_starts: int64 `(t + 1,)`, byte offsets of the texts in `positions`.
+        words: numbers of all words in order, stop words left out.
+        word_texts: int64, which text each of `words` is of.
+    """
+
+    starts: Ints
+    texts: Ints
+    terms: Ints
+    tfs: Ints
+    lengths: Ints
     positions: bytes
+    position_starts: Ints
+    words: Numbers
+    word_texts: Ints
 
 
-def pack_terms(field: FieldTerms, tokens: Sequence[int]) -> PackedTerms:
-    """Pack the terms of one field.
+def read_texts(lexicon: Lexicon, texts: Sequence[str]) -> TextColumns:
+    """Analyse texts.
 
     Args:
-        field: from `Analyzer.analyze_field`.
-        tokens: index of each term's token in the batch, in the order of `field.terms`.
+        lexicon: of their index; learns new words.
+        texts: any number, also empty ones.
     """
-    deltas: list[int] = []
-    for places in field.positions:
-        last = 0
-        for place in places:
-            deltas.append(place - last)
-            last = place
-    if not deltas or max(deltas) < 128:
-        positions = bytes(deltas)
-    else:
-        positions = encode_varints(np.array(deltas, dtype=np.int64))[0].tobytes()
-    return PackedTerms(
-        np.array(tokens, dtype="<u4").tobytes(),
-        np.array(field.tfs, dtype="<u2").tobytes(),
-        positions,
+    read = [lexicon.read(text) for text in texts]
+    counts = np.array([one.size for one in read], dtype=np.int64)
+    numbers: Numbers = np.concatenate([np.zeros(0, dtype=np.int32), *read])
+    begin = bounds(counts)
+    kept = np.flatnonzero(numbers)
+    of_text = np.repeat(np.arange(len(read)), counts)[kept]
+    places = kept - begin[of_text]
+    words = numbers[kept]
+    # One integer for each word of a text, ordered as (text, term, position): sorted in one pass.
+    # Their widths fit: as many texts, terms and positions together have no room in memory.
+    place_bits = int(counts.max(initial=0)).bit_length()
+    terms = lexicon.terms_of(words).astype(np.int64)
+    term_bits = int(terms.max(initial=0)).bit_length()
+    keys = np.sort((((of_text << term_bits) | terms) << place_bits) | places)
+    places, keys = keys & ((1 << place_bits) - 1), keys >> place_bits
+    first = np.flatnonzero(np.diff(keys, prepend=-1))
+    tfs = np.diff(first, append=keys.size)
+    keys = keys[first]
+    if tfs.max(initial=0) > MAX_TF:
+        counted = np.arange(places.size) - np.repeat(first, tfs) < MAX_TF
+        places, tfs = places[counted], np.minimum(tfs, MAX_TF)
+        first = np.cumsum(tfs) - tfs
+    deltas = np.diff(places, prepend=0)
+    deltas[first] = places[first]
+    data, offsets = encode_varints(deltas)
+    posting_texts = keys >> term_bits
+    starts = np.searchsorted(posting_texts, np.arange(len(read) + 1))
+    return TextColumns(
+        starts=starts,
+        texts=posting_texts,
+        terms=keys & ((1 << term_bits) - 1),
+        tfs=tfs,
+        lengths=np.bincount(of_text, minlength=len(read)),
+        positions=data.tobytes(),
+        position_starts=offsets[np.append(first, deltas.size)][starts],
+        words=words,
+        word_texts=of_text,
     )
-
-
-def read_terms(fields: Sequence[PackedTerms], rows: Ints) -> TermColumns:
-    """Return the postings of many fields as columns for `build_terms`.
-
-    Args:
-        fields: one entry for each field of each document; anything with the three attributes.
-        rows: int64 `(len(fields),)`, the row of each entry's document; entries with a negative
-            row are left out.
-
-    Raises:
-        MalformedPayloadError: if columns do not fit together.
-    """
-    kept = [(field, row) for field, row in zip(fields, rows.tolist(), strict=True) if row >= 0]
-    groups = np.frombuffer(b"".join([field.terms for field, _ in kept]), "<u4").astype(np.int64)
-    tfs = np.frombuffer(b"".join([field.tfs for field, _ in kept]), "<u2").astype(np.int64)
-    counts = np.array([len(field.terms) // 4 for field, _ in kept], dtype=np.int64)
-    where = np.repeat(np.array([row for _, row in kept], dtype=np.int64), counts)
-    packed = b"".join([field.positions for field, _ in kept])
-    deltas: Ints | None = None
-    if packed:
-        deltas, _ = decode_varints(packed)
-    if groups.size != tfs.size or (tfs.size and tfs.min() < 1):
-        raise MalformedPayloadError("terms and frequencies do not fit together")
-    if deltas is not None and deltas.size != int(tfs.sum()):
-        raise MalformedPayloadError("positions and frequencies do not fit together")
-    return TermColumns(groups, where, tfs, deltas)

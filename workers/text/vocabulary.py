@@ -21,7 +21,6 @@ Words are sorted by their UTF-8 bytes and distinct.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
@@ -115,28 +114,6 @@ class Vocabulary:
         if self._fresh:
             self._words = sorted(self._fresh.union(self._words))
             self._fresh = set()
-
-
-class SentWords:
-    """Remember which words of an index were sent, so that lists hold new words only.
-
-    A word is remembered once the batch that carried it was acknowledged (`remember`); forgetting
-    one only costs sending it again. One instance for each (index, shard).
-    """
-
-    def __init__(self, max_words: int = 500_000) -> None:
-        self._max_words = max_words
-        self._sent: OrderedDict[str, None] = OrderedDict()
-
-    def new(self, words: Iterable[str]) -> set[str]:
-        """Return those of `words` that were not sent yet."""
-        return {word for word in words if word not in self._sent}
-
-    def remember(self, words: Iterable[str]) -> None:
-        """Record `words` as sent; the oldest are forgotten beyond `max_words`."""
-        self._sent.update(dict.fromkeys(words))
-        while len(self._sent) > self._max_words:
-            self._sent.popitem(last=False)
 
 
 def _shared(left: bytes, right: bytes) -> int:

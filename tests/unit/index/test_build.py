@@ -18,8 +18,8 @@ from workers.crypto.derive import TokenKind
 from workers.errors import Reject
 from workers.index.build import Clusters, check_batch, gather
 from workers.index.vectors import CodesMerge
-from workers.ingest.batches import delta_positions
 from workers.text.postings import decode_positions, decode_rows, decode_terms
+from workers.text.varint import encode_varints
 from workers.vector.centroids import initial_state
 from workers.vector.codes import decode_codes
 from workers.vector.metric import Metric
@@ -45,8 +45,13 @@ def field(*postings: tuple[int, list[int]]) -> TermField:
         length=sum(len(at) for _, at in postings),
         terms=struct.pack(f"<{len(postings)}I", *(token for token, _ in postings)),
         tfs=struct.pack(f"<{len(postings)}H", *(len(at) for _, at in postings)),
-        positions=delta_positions(at for _, at in postings),
+        positions=distances([at for _, at in postings]),
     )
+
+
+def distances(positions: list[list[int]]) -> bytes:
+    deltas = [np.diff(at, prepend=0) for at in positions]
+    return encode_varints(np.concatenate([np.zeros(0, np.int64), *deltas]))[0].tobytes()
 
 
 def batch(tokens: dict[bytes, int], *ops: UpdateOp) -> UpdateBatch:

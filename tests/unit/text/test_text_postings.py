@@ -6,8 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.chain.kinds import NodeKind
-from workers.text.analyzer import get_analyzer
-from workers.text.columns import PackedTerms, pack_terms, read_terms
 from workers.text.postings import (
     RowsCodec,
     TermCodec,
@@ -213,32 +211,3 @@ def test_positions_are_refused_where_there_are_none():
     [payload] = build_terms(columns_of({1: {1: {1}}}, positions=False))[1]
     with pytest.raises(MalformedPayloadError):
         decode_positions(payload)
-
-
-def test_fields_travel_as_bytes():
-    english = get_analyzer("english")
-    first = english.analyze_field("night after night " + "x y " * 100 + "a day")
-    second = english.analyze_field("day and night")
-    numbers: dict[str, int] = {}
-    packed = [
-        pack_terms(field, [numbers.setdefault(term, len(numbers)) for term in field.terms])
-        for field in (first, second, second)
-    ]
-    columns = read_terms(packed, np.array([4, 2, -1]))
-    groups, payloads = build_terms(columns)
-    by_term = dict(zip(groups.tolist(), payloads, strict=True))
-    night = terms_of(by_term[numbers["night"]])
-    assert night == {4: {0, 2}, 2: {2}}
-    assert terms_of(by_term[numbers["day"]]) == {4: {204}, 2: {0}}
-
-
-def test_fields_that_do_not_fit_together_are_refused():
-    good = PackedTerms(b"\0\0\0\0", b"\x02\0", b"\x01\x01")
-    assert read_terms([good], np.array([0])).tfs.tolist() == [2]
-    for bad in (
-        good._replace(tfs=b"\x02\0\x01\0"),
-        good._replace(tfs=b"\0\0"),
-        good._replace(positions=b"\x01"),
-    ):
-        with pytest.raises(MalformedPayloadError):
-            read_terms([bad], np.array([0]))

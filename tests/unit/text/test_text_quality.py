@@ -11,8 +11,10 @@ import pytest
 
 from workers.text.analyzer import get_analyzer
 from workers.text.bm25 import FieldStats, score
-from workers.text.columns import pack_terms, read_terms
-from workers.text.postings import build_terms, decode_terms
+from workers.text.columns import read_texts
+from workers.text.lexicon import Lexicon
+from workers.text.postings import TermColumns, build_terms, decode_terms
+from workers.text.varint import decode_varints
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 K = 10
@@ -43,14 +45,12 @@ def test_ndcg_is_that_of_bm25s(name, expected):
         pytest.skip(f"the {name} collection is not in ../shared/data")
     english = get_analyzer("english")
     docs = lines(folder / "docs.jsonl")
-    fields = [english.analyze_field(f"{d.get('title', '')} {d['text']}") for d in docs]
-    numbers: dict[str, int] = {}
-    packed = [
-        pack_terms(one, [numbers.setdefault(term, len(numbers)) for term in one.terms])
-        for one in fields
-    ]
-    payloads = build_terms(read_terms(packed, np.arange(len(docs))))[1]
-    lengths = np.array([one.length for one in fields], dtype=np.uint32)
+    lexicon = Lexicon(english)
+    columns = read_texts(lexicon, [f"{d.get('title', '')} {d['text']}" for d in docs])
+    deltas, _ = decode_varints(columns.positions)
+    found = build_terms(TermColumns(columns.terms, columns.texts, columns.tfs, deltas))
+    by_term = {lexicon.term(number): payload for number, payload in zip(*found, strict=True)}
+    lengths = columns.lengths.astype(np.uint32)
     stats = FieldStats(len(docs), int(lengths.sum()))
     wanted = relevant(folder / "qrels.tsv")
     found = []
@@ -59,8 +59,8 @@ def test_ndcg_is_that_of_bm25s(name, expected):
             continue
         scores = np.zeros(len(docs), dtype=np.float32)
         for term in english.tokens(query["text"]):
-            if term in numbers:
-                one = decode_terms(payloads[numbers[term]])
+            if term in by_term:
+                one = decode_terms(by_term[term])
                 scores[one.rows] += score(one.tfs, lengths[one.rows], df=one.rows.size, stats=stats)
         best = np.lexsort((np.arange(len(docs)), -scores))[:K]
         found.append(ndcg([docs[i]["id"] for i in best], wanted[query["id"]]))

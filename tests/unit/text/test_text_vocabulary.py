@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from workers.text.varint import MalformedPayloadError
 from workers.text.vocabulary import (
     PAD_BYTES,
-    SentWords,
     Vocabulary,
     build_vocabulary,
     read_vocabulary,
@@ -49,13 +48,3 @@ def test_completions():
     assert vocabulary.complete("ru", limit=2) == ["ruin", "run"]
     assert vocabulary.complete("nothing") == []
     assert len(vocabulary) == 5
-
-
-def test_words_are_sent_once_and_forgotten_oldest_first():
-    sent = SentWords(max_words=3)
-    assert sent.new(["a", "b"]) == {"a", "b"}
-    assert sent.new(["a"]) == {"a"}
-    sent.remember(["a", "b"])
-    assert sent.new(["a", "c"]) == {"c"}
-    sent.remember(["c", "d"])
-    assert sent.new(["a", "b", "c", "d"]) == {"a"}
