@@ -427,7 +427,7 @@ async def test_a_request_on_which_the_service_fails_is_refused_and_the_service_g
     before = metrics.UNEXPECTED.value(topic=KEY_REQUEST)
     with monkeypatch.context() as patch:
         patch.setattr(Answers, "_decide", fail)
-        patch.setattr(Admin, "_describe", fail)
+        patch.setattr(Admin, "_run", fail)
         with pytest.raises(Reject, match="UNSUPPORTED: the worker failed on this record"):
             await holder.lease("acme/docs")
         result = await world.admin("index.describe", {"index": "acme/docs"})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from schemas.auth import Scope
@@ -14,15 +15,17 @@ class Identity:
 
     Attributes:
         id: opaque and stable; stands in the audit.
-        scopes: what they may do at most.
+        scopes: what they may do, whatever group a document is of.
         groups: ids (UUIDs) of their groups, `default_group` among them.
         default_group: the group that is on the access list of everything they create.
+        group_scopes: what a group lets its members do, with documents of that group only.
     """
 
     id: str
     scopes: frozenset[Scope]
     groups: tuple[str, ...]
     default_group: str
+    group_scopes: Mapping[str, frozenset[Scope]] = field(default_factory=dict)
 
 
 class IdentityProvider(Protocol):

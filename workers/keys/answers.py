@@ -31,10 +31,11 @@ from workers.crypto.sign import SigningKey
 from workers.errors import Damaged, Reject, Retry, SealstreamError
 from workers.kafka.broker import Producer, Record
 from workers.keys.audit import Audit
-from workers.keys.callers import INGEST_RETENTION_S, Callers, Principal
+from workers.keys.callers import INGEST_RETENTION_S, Callers
 from workers.keys.catalog import IndexRecord
 from workers.keys.indexes import Indexes
 from workers.keys.policy import check_index, check_purposes, check_use, lease_payload, may_read
+from workers.keys.principal import Principal, lacks
 from workers.keys.publish import Publisher
 from workers.keys.replay import ReplayWindow
 from workers.keys.service_keys import ServiceKeys
@@ -256,7 +257,7 @@ class Answers:
     async def _caller(self, caller: Caller, record: IndexRecord, role: Role) -> Principal:
         if role == "index":
             raise Reject(ErrorCode.FORBIDDEN, "an index worker meets no callers")
-        principal = await self._callers.of_message(caller, record.index, record.uid, role)
+        principal = await self._callers.of_message(caller, record, role)
         if principal.cnf is not None:
             topic = with_prefix(self._terms.prefix, _INPUTS[role])
             verify_proof(principal.cnf, caller.proof, topic)
@@ -289,6 +290,7 @@ class Answers:
             scopes=sorted(principal.scopes),
             cnf=principal.cnf,
             expires_ms=int((self._clock() + life_s) * 1000),
+            group_scopes={g: sorted(s) for g, s in principal.group_scopes.items()},
         )
         # The header's life bounds its delivery, the payload's its reuse.
         return _Granted(record, payload, DENIAL_LIFE_MS / 1000, principal)
@@ -299,13 +301,14 @@ class Answers:
         body = opened.body
         if opened.certificate.role != "query":
             raise Reject(ErrorCode.FORBIDDEN, "only query workers open objects")
-        if Scope.DECRYPT not in principal.scopes:
-            raise Reject(ErrorCode.FORBIDDEN, "the caller lacks the scope Decrypt", field="auth")
+        if Scope.DECRYPT not in principal.any_scopes:
+            raise lacks(Scope.DECRYPT)
         renewal = (body.worker_id, record.uid, True) in self._leases
         ring = await self._indexes.open(record, fresh=not renewal)
         ring.check()
         pairs = {g: ring.pair(g, Purpose.OBJECT) for g in ring.data_keys}
-        keys = await asyncio.to_thread(_open_all, body, record.uid, pairs, principal.groups)
+        groups = principal.groups_with(Scope.DECRYPT)
+        keys = await asyncio.to_thread(_open_all, body, record.uid, pairs, groups)
         return _Granted(record, ObjectsPayload(keys), DENIAL_LIFE_MS / 1000, principal)
 
     def _ephemeral(self, body: RequestBody) -> HpkePublicKey:

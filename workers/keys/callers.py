@@ -7,6 +7,8 @@ its proof turned into a principal:
     index_key    for an index whose KEK its callers keep (provider `none`): whoever has the key owns
                  the index. All of them are one principal with one group, derived from the realm and
                  the index. Whether the key is right is found out where the keys are opened.
+    user_key     made for one user of one index (`user_keys.py`), to read, to write, or both, in the
+                 name of the group that owns the index.
 
 A credential lives at most `MAX_LIFE_S`; one that can only write, shown by an ingest worker, as long
 as the topic keeps messages (a backlog must not die).
@@ -14,8 +16,8 @@ as the topic keeps messages (a backlog must not die).
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
@@ -28,8 +30,11 @@ from workers.crypto.derive import prf
 from workers.crypto.secret import SecretBytes
 from workers.errors import Reject
 from workers.identity.base import IdentityProvider
+from workers.keys.catalog import IndexRecord
+from workers.keys.principal import Principal, cut
 from workers.keys.realm import Realm, RealmPurpose
 from workers.keys.service_keys import ServiceKeys
+from workers.keys.user_keys import UserKeys
 from workers.leases.certificate import CLOCK_SKEW_S, Clock, Role
 from workers.leases.credential import open_credential
 from workers.leases.request import Caller
@@ -41,28 +46,8 @@ INGEST_RETENTION_S: Final = next(
 WRITE_SCOPES: Final = frozenset({Scope.ENCRYPT, Scope.UPDATE, Scope.DELETE, Scope.INDEX})
 # An index key says nothing about tokens, which belong to the realm.
 _INDEX_KEY_SCOPES: Final = frozenset(Scope) - {Scope.CREATE_TOKEN, Scope.GET_TOKEN_CONTENTS}
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """A caller as the policy sees them.
-
-    Attributes:
-        id: for the audit.
-        scopes: the identity's, cut down to what the credential asks for.
-        groups: ids of their groups, `default_group` among them.
-        cnf: session key that must have signed the message; None for a clear token.
-        expires_s: end of the credential, seconds since 1970.
-        index_key: the KEK they say the index has.
-    """
-
-    id: str
-    scopes: frozenset[Scope]
-    groups: tuple[str, ...]
-    default_group: str
-    cnf: bytes | None
-    expires_s: float
-    index_key: SecretBytes | None = field(repr=False, default=None)
+# Index is needed to search and to write keywords; the permission decides which.
+_READ_SCOPES: Final = frozenset({Scope.DECRYPT, Scope.INDEX, Scope.GET_ACCESS_GROUPS})
 
 
 class Callers:
@@ -73,6 +58,7 @@ class Callers:
         realm: Realm,
         keys: ServiceKeys,
         provider: IdentityProvider,
+        user_keys: UserKeys,
         *,
         allow_plain: bool,
         clock: Clock = time.time,
@@ -83,22 +69,23 @@ class Callers:
             realm: names the group of an index key.
             keys: open sealed credentials.
             provider: knows identity tokens.
+            user_keys: knows user keys.
             allow_plain: whether a token in clear counts.
             clock: seconds since 1970.
         """
         self._realm = realm
         self._keys = keys
         self._provider = provider
+        self._user_keys = user_keys
         self._allow_plain = allow_plain
         self._clock = clock
 
-    async def of_message(self, caller: Caller, index: str, uid: bytes, role: Role) -> Principal:
+    async def of_message(self, caller: Caller, record: IndexRecord, role: Role) -> Principal:
         """Resolve the credential of a message about an index.
 
         Args:
             caller: the credential.
-            index: name of the index.
-            uid: its uid.
+            record: of the index.
             role: of the worker that shows it.
 
         Raises:
@@ -117,47 +104,42 @@ class Callers:
             sealed = decode_base64(caller.sealed or "", "auth.sealed")
         except InvalidMessage as error:
             raise Reject(error.code, error.message, field=error.field) from error
-        return await self._of_sealed(sealed, index, uid, role)
+        return await self._of_sealed(sealed, record.index, record, role)
 
-    async def of_admin(self, auth: AdminAuth, index: str, uid: bytes | None) -> Principal:
+    async def of_admin(self, auth: AdminAuth, index: str, record: IndexRecord | None) -> Principal:
         """Resolve the credential of an admin-request, which was sealed as a whole.
 
         Args:
             auth: the credential.
             index: name of the index the operation is about; "" if about none.
-            uid: its uid, if it exists.
+            record: of that index, if it exists.
 
         Raises:
             Reject, Retry: as `of_message`.
         """
         index_key = _secret(auth.index_key)
+        uid = None if record is None else record.uid
         expires_s = self._clock() + MAX_LIFE_S
         if auth.sealed is not None:
             principal = await self._of_sealed(
-                decode_base64(auth.sealed, "auth.sealed"), index, uid, None
+                decode_base64(auth.sealed, "auth.sealed"), index, record, None
             )
         elif auth.token is not None:
             principal = await self._of_token(auth.token, None, expires_s, [])
         elif auth.user_key is not None:
-            raise _no_user_keys()
+            principal = await self._of_user_key(
+                record, auth.user_id, auth.user_key, None, expires_s, []
+            )
         elif index_key is not None:
             return self._of_index_key(index_key, uid, None, expires_s, [])
         else:
             raise Reject(ErrorCode.UNAUTHENTICATED, "no credential", field="auth")
         if index_key is None:
             return principal
-        return Principal(
-            id=principal.id,
-            scopes=principal.scopes,
-            groups=principal.groups,
-            default_group=principal.default_group,
-            cnf=principal.cnf,
-            expires_s=principal.expires_s,
-            index_key=index_key,
-        )
+        return dataclasses.replace(principal, index_key=index_key)
 
     async def _of_sealed(
-        self, sealed: bytes, index: str, uid: bytes | None, role: Role | None
+        self, sealed: bytes, index: str, record: IndexRecord | None, role: Role | None
     ) -> Principal:
         credential = open_credential(self._keys.privates, sealed, index)
         self._check_life(credential, role)
@@ -166,7 +148,15 @@ class Callers:
             return await self._of_token(credential.token, cnf, credential.exp, credential.scopes)
         index_key = _secret(credential.index_key)
         if index_key is None:
-            raise _no_user_keys()
+            return await self._of_user_key(
+                record,
+                credential.user_id,
+                credential.user_key,
+                cnf,
+                credential.exp,
+                credential.scopes,
+            )
+        uid = None if record is None else record.uid
         return self._of_index_key(index_key, uid, cnf, credential.exp, credential.scopes)
 
     def _check_life(self, credential: Credential, role: Role | None) -> None:
@@ -191,11 +181,44 @@ class Callers:
         identity = await self._provider.authenticate(token)
         return Principal(
             id=identity.id,
-            scopes=_cut(identity.scopes, asked),
+            scopes=cut(identity.scopes, asked),
             groups=identity.groups,
             default_group=identity.default_group,
             cnf=cnf,
             expires_s=expires_s,
+            group_scopes={g: cut(s, asked) for g, s in identity.group_scopes.items()},
+        )
+
+    async def _of_user_key(
+        self,
+        record: IndexRecord | None,
+        user_id: str | None,
+        user_key: str | None,
+        cnf: bytes | None,
+        expires_s: float,
+        asked: list[Scope],
+    ) -> Principal:
+        if record is None:
+            raise Reject(
+                ErrorCode.UNAUTHENTICATED, "a user key is for an index: send a token", field="auth"
+            )
+        key = decode_base64(user_key or "", "auth.user_key")
+        known = await self._user_keys.authenticate(record, user_id or "", key)
+        scopes: frozenset[Scope] = frozenset()
+        if "read" in known.permissions:
+            scopes |= _READ_SCOPES
+        if "write" in known.permissions:
+            scopes |= WRITE_SCOPES
+        return Principal(
+            id=f"user-key:{record.uid.hex()}/{user_id}",
+            scopes=cut(scopes, asked),
+            groups=(record.owner_group,),
+            default_group=record.owner_group,
+            cnf=cnf,
+            expires_s=expires_s,
+            kind="user-key",
+            permissions=known.permissions,
+            index_key=known.index_key,
         )
 
     def _of_index_key(
@@ -217,22 +240,15 @@ class Callers:
         group = str(UUID(bytes=raw, version=4))
         return Principal(
             id=f"index-key:{group}",
-            scopes=_cut(_INDEX_KEY_SCOPES, asked),
+            scopes=cut(_INDEX_KEY_SCOPES, asked),
             groups=(group,),
             default_group=group,
             cnf=cnf,
             expires_s=expires_s,
+            kind="index-key",
             index_key=index_key,
         )
 
 
-def _cut(scopes: frozenset[Scope], asked: list[Scope]) -> frozenset[Scope]:
-    return scopes.intersection(asked) if asked else scopes
-
-
 def _secret(text: str | None) -> SecretBytes | None:
     return None if text is None else SecretBytes(check_index_key(text, "auth.index_key"))
-
-
-def _no_user_keys() -> Reject:
-    return Reject(ErrorCode.UNSUPPORTED, "user keys are not offered by this version", field="auth")

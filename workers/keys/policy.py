@@ -3,7 +3,9 @@
 a lease      the certificate names the index; the purposes asked for are the role's; without a
 caller only those that need none (`INTAKE_PURPOSES`)
 a decision   ingest and query workers, for indexes in their certificate
-object keys  query workers that hold a full lease; the caller's groups must meet the record's
+object keys  query workers that hold a full lease; those of the caller's groups that let it decrypt
+must meet the record's
+a user key   only what its permissions say, and no administration
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from workers.crypto.derive import Purpose
 from workers.crypto.hpke import HpkePrivateKey
 from workers.crypto.secret import SecretBytes
 from workers.errors import Reject
-from workers.keys.callers import Principal
 from workers.keys.catalog import IndexRecord
 from workers.keys.keyring import KeyRing
+from workers.keys.principal import Permission, Principal, lacks
 from workers.leases.certificate import Role, WorkerCertificate
 from workers.leases.grant import KeyItem, LeasePayload
 from workers.leases.lease import INTAKE_PURPOSES, ROLE_PURPOSES
@@ -31,6 +33,7 @@ _USES: dict[Role, frozenset[Scope]] = {
     "ingest": frozenset({Scope.ENCRYPT, Scope.UPDATE, Scope.DELETE, Scope.INDEX}),
     "query": frozenset({Scope.DECRYPT, Scope.INDEX}),
 }
+_NEEDS: dict[Role, Permission] = {"ingest": "write", "query": "read"}
 _PAIRS = frozenset({Purpose.OBJECT, Purpose.UPDATE, Purpose.QUERY})
 
 
@@ -58,7 +61,10 @@ def check_purposes(role: Role, purposes: Collection[str], *, with_caller: bool) 
 
 def check_use(role: Role, principal: Principal) -> None:
     """Refuse a caller with no scope that this role could serve. Raises Reject: FORBIDDEN."""
-    if not _USES.get(role, frozenset()) & principal.scopes:
+    needed = _NEEDS.get(role)
+    if needed not in principal.permissions:
+        raise Reject(ErrorCode.FORBIDDEN, f"this user key is not for: {needed}", field="auth")
+    if not _USES.get(role, frozenset()) & principal.any_scopes:
         raise Reject(
             ErrorCode.FORBIDDEN, "the caller has no scope for what this worker does", field="auth"
         )
@@ -131,9 +137,35 @@ def check_owner(principal: Principal, record: IndexRecord, index_key: SecretByte
     Raises:
         Reject: FORBIDDEN.
     """
+    check_no_user_key(principal)
     if index_key is None and record.owner_group not in principal.groups:
         raise Reject(
             ErrorCode.FORBIDDEN, "only the group that created an index may do this", field="auth"
         )
-    if Scope.INDEX not in principal.scopes:
-        raise Reject(ErrorCode.FORBIDDEN, "the caller lacks the scope Index", field="auth")
+    if Scope.INDEX not in principal.scopes | principal.group_scopes.get(
+        record.owner_group, frozenset()
+    ):
+        raise lacks(Scope.INDEX)
+
+
+def check_no_user_key(principal: Principal) -> None:
+    """Refuse user keys, which administer nothing. Raises Reject: FORBIDDEN."""
+    if principal.kind == "user-key":
+        raise Reject(
+            ErrorCode.FORBIDDEN, "a user key is for documents and searches only", field="auth"
+        )
+
+
+def check_administrator(principal: Principal, administrators: str) -> None:
+    """Refuse who may not administer users.
+
+    Args:
+        principal: who asks.
+        administrators: the group whose members may.
+
+    Raises:
+        Reject: FORBIDDEN.
+    """
+    if principal.kind != "identity" or administrators not in principal.groups:
+        raise Reject(ErrorCode.FORBIDDEN, "only administrators may do this", field="auth")
+    principal.require(Scope.MODIFY_ACCESS_GROUPS)

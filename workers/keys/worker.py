@@ -31,21 +31,30 @@ from schemas.topics import (
     KEY_REQUEST,
     with_prefix,
 )
+from workers.crypto.seal import SealPurpose
 from workers.errors import Damaged, Fatal, Reject, Retry
 from workers.identity.base import IdentityProvider
-from workers.identity.administrator import LocalAdministrator
+from workers.identity.pages import Pages
+from workers.identity.password import Passwords
+from workers.identity.standalone import GroupRecord, StandaloneProvider, UserRecord
 from workers.kafka.broker import Broker, Record
 from workers.kafka.open import open_broker
 from workers.keys.admin import Admin
+from workers.keys.admin_identity import IdentityOperations
+from workers.keys.admin_indexes import IndexOperations
+from workers.keys.admin_user_keys import UserKeyOperations
 from workers.keys.answers import Answers, Terms
 from workers.keys.audit import Audit
 from workers.keys.callers import Callers
 from workers.keys.catalog import Catalog
+from workers.keys.floors import DirectoryFloors
 from workers.keys.hierarchy import Hierarchy
 from workers.keys.indexes import Indexes
+from workers.keys.once import Once
 from workers.keys.publish import Publisher
 from workers.keys.realm import Realm, RealmPurpose, open_realm
 from workers.keys.service_keys import ServiceKeys
+from workers.keys.user_keys import UserKeyRecord, UserKeys
 from workers.kms.base import Kms
 from workers.kms.registry import open_kms
 from workers.leases.certificate import Clock
@@ -145,7 +154,7 @@ class KeyService:
         provider: IdentityProvider | None = None,
         clock: Clock = time.time,
     ) -> None:
-        """Prepare; `provider` instead of the local administrator."""
+        """Prepare; `provider` instead of the standalone one."""
         self._settings = settings
         self._broker = broker
         self._store = store
@@ -193,13 +202,26 @@ class KeyService:
         self._hierarchy = hierarchy
         indexes = Indexes(Catalog(self._store, realm), hierarchy, self._directory, clock=clock)
         self._indexes = indexes
-        provider = self._provider or LocalAdministrator(
-            realm.administrator, realm.key(RealmPurpose.IDENTITY_TOKEN), clock=clock
+        floors = DirectoryFloors(self._directory, self._publisher)
+        standalone = self._standalone(realm, floors)
+        user_keys = UserKeys(
+            Pages(
+                self._store,
+                floors,
+                realm.key(RealmPurpose.USER_KEY),
+                kind="user-keys",
+                purpose=SealPurpose.USER_KEY,
+                entry=UserKeyRecord,
+                spread=1,
+            ),
+            realm,
+            clock=clock,
         )
         callers = Callers(
             realm,
             self._keys,
-            provider,
+            self._provider or standalone,
+            user_keys,
             allow_plain=settings.allow_plain_credentials,
             clock=clock,
         )
@@ -224,19 +246,31 @@ class KeyService:
             clock=clock,
         )
         index_update = self._topic(INDEX_UPDATE)
-        self._admin = Admin(
+        self._once = Once(self._store, realm.key(RealmPurpose.KEY_SERVICE), clock=clock)
+        index_operations = IndexOperations(
             store=self._store,
             kms=self._kms,
             indexes=indexes,
+            publisher=self._publisher,
+            suite=suite,
+            partitions=lambda: self._broker.partitions(index_update),
+            forget=user_keys.forget,
+            clock=clock,
+        )
+        self._admin = Admin(
+            operations={
+                **index_operations.operations,
+                **UserKeyOperations(indexes, user_keys).operations,
+                **IdentityOperations(standalone, realm, clock=clock).operations,
+            },
+            catalog=indexes.catalog,
             callers=callers,
             keys=self._keys,
-            publisher=self._publisher,
+            once=self._once,
             audit=self._audit,
             producer=producer,
             signer=signer,
-            suite=suite,
             results=self._topic(ADMIN_RESULT),
-            partitions=lambda: self._broker.partitions(index_update),
             allow_plain=settings.allow_plain_credentials,
             clock=clock,
         )
@@ -283,6 +317,7 @@ class KeyService:
             self._refreshed_s = now
             await self._publisher.key_service(self._keys, self._realm.streams)
             await self._refresh_directory()
+            await self._once.sweep()
 
     async def keep(self, stop: asyncio.Event, health: Health) -> None:
         """Call `tick` every second until `stop`."""
@@ -291,6 +326,35 @@ class KeyService:
                 await self.tick()
             except (Retry, Damaged) as error:
                 health.error("keep", error)
+
+    def _standalone(self, realm: Realm, floors: DirectoryFloors) -> StandaloneProvider:
+        passwords = Passwords()
+        self._stack.callback(passwords.close)
+        users = Pages(
+            self._store,
+            floors,
+            realm.key(RealmPurpose.USER),
+            kind="users",
+            purpose=SealPurpose.USER,
+            entry=UserRecord,
+        )
+        groups = Pages(
+            self._store,
+            floors,
+            realm.key(RealmPurpose.GROUP),
+            kind="groups",
+            purpose=SealPurpose.GROUP,
+            entry=GroupRecord,
+        )
+        return StandaloneProvider(
+            administrator=realm.administrator,
+            users=users,
+            groups=groups,
+            passwords=passwords,
+            token_key=realm.key(RealmPurpose.IDENTITY_TOKEN),
+            user_key=realm.key(RealmPurpose.USER),
+            clock=self._clock,
+        )
 
     async def _refresh_directory(self) -> None:
         # One damaged entry must not keep the key service from serving all other indexes.

@@ -85,7 +85,10 @@ class LeasePayload(msgspec.Struct, array_like=True, frozen=True):
 
 
 class DecisionPayload(msgspec.Struct, array_like=True, frozen=True):
-    """Who a caller is. `expires_ms` bounds the reuse of the decision."""
+    """Who a caller is. `expires_ms` bounds the reuse of the decision.
+
+    `group_scopes`: what a group lets its members do with documents of that group only.
+    """
 
     caller: str
     groups: list[str]
@@ -93,6 +96,7 @@ class DecisionPayload(msgspec.Struct, array_like=True, frozen=True):
     scopes: list[str]
     cnf: bytes | None
     expires_ms: int
+    group_scopes: dict[str, list[str]] = {}
 
 
 class ObjectsPayload(msgspec.Struct, array_like=True, frozen=True):

@@ -509,6 +509,10 @@ class LeaseHolder:
             scopes=frozenset(Scope(scope) for scope in payload.scopes),
             cnf=payload.cnf,
             expires_s=expires_s,
+            group_scopes={
+                group: frozenset(Scope(scope) for scope in scopes)
+                for group, scopes in payload.group_scopes.items()
+            },
         )
         self._decisions[name] = decision
         while len(self._decisions) > _MAX_DECISIONS:

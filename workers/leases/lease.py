@@ -228,9 +228,11 @@ class Decision:
     Attributes:
         caller: id for the audit.
         groups: all group ids (UUIDs) of the caller, `default_group` among them.
-        scopes: the caller's scopes, cut down to what the credential asked for.
+        scopes: what the caller may do whatever group a document is of, cut down to what the
+            credential asked for.
         cnf: Ed25519 public key that must have signed the message; None for a clear token.
         expires_s: until when it may be reused, seconds since 1970.
+        group_scopes: what a group lets its members do with documents of that group only.
     """
 
     caller: str
@@ -240,11 +242,28 @@ class Decision:
     scopes: frozenset[Scope]
     cnf: bytes | None
     expires_s: float
+    group_scopes: Mapping[str, frozenset[Scope]] = field(default_factory=dict)
+
+    @property
+    def any_scopes(self) -> frozenset[Scope]:
+        """Everything the caller may do with at least some documents."""
+        return self.scopes.union(*self.group_scopes.values())
+
+    def groups_with(self, scope: Scope) -> tuple[str, ...]:
+        """Return the groups whose documents the caller may do this with."""
+        if scope in self.scopes:
+            return self.groups
+        return tuple(g for g in self.groups if scope in self.group_scopes.get(g, ()))
 
     def require(self, *scopes: Scope) -> None:
-        """Check that the caller has every one of `scopes`. Raises Reject: FORBIDDEN."""
-        if not self.scopes.issuperset(scopes):
-            names = ", ".join(sorted(set(scopes) - self.scopes))
+        """Check that the caller has every one of `scopes`, if only for the documents of a group.
+
+        Raises:
+            Reject: FORBIDDEN.
+        """
+        missing = set(scopes) - self.any_scopes
+        if missing:
+            names = ", ".join(sorted(missing))
             raise Reject(ErrorCode.FORBIDDEN, f"the caller lacks the scope {names}", field="auth")
 
 
