@@ -289,16 +289,22 @@ class Pipeline:
         )
 
     @asynccontextmanager
-    async def ingest(self, **limits: int) -> Any:
+    async def ingest(
+        self, *, max_blocked_records: int = 1000, max_records: int = MAX_RECORDS, **limits: int
+    ) -> Any:
         publisher = await self.publisher(**limits)
         decider = Decider(Holder(self.realm, "ingest"))
 
         def make(_tp: TP) -> IngestHandler:
             return IngestHandler(
-                decider, publisher, Health("ingest-1"), max_blocked_records=1000, retry=QUICK
+                decider,
+                publisher,
+                Health("ingest-1"),
+                max_blocked_records=max_blocked_records,
+                retry=QUICK,
             )
 
-        async with self._running(INGEST_GROUP, PLAINTEXT_INGEST, make):
+        async with self._running(INGEST_GROUP, PLAINTEXT_INGEST, make, max_records):
             yield
 
     @asynccontextmanager

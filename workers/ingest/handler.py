@@ -3,7 +3,10 @@
 Every index has a *lane*: the records that wait for it, in order. A lane that cannot go on (no key,
 no storage) keeps its records in memory and is tried again with back-off, while the other lanes of
 the partition go on; the committed offset stays below its oldest record. When too much waits, the
-partition stops (`Retry`).
+lanes that wait for a key are put aside: all but the first record are forgotten, and when that one
+is through, the partition is read again (`Reread`), this time without the records that were worked
+on. So one index never stops the others, and memory stays bounded. Without storage nobody can go on,
+and the partition stops (`Retry`).
 
 Ordering rule, per lane: packs -> updates -> their acknowledgements -> results and dead letters ->
 (by the runtime) the commit. Whatever is repeated after a failure repeats its `order`, so the index
@@ -15,14 +18,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 
 from schemas.errors import ErrorCode
-from workers.errors import Reject, Retry
+from workers.errors import Reject, Reread, Retry
 from workers.ingest.batches import Authorised
 from workers.ingest.decide import Decider
 from workers.ingest.incoming import Incoming, Refused, SealedIncoming, read
@@ -44,6 +47,34 @@ class _Lane:
     attempts: int = 0
     retry_at: float = 0.0
     because: Retry | None = None
+    behind: int | None = None
+    """Offset of the first record that was put aside: it and what follows must be read again."""
+
+    @property
+    def lowest(self) -> int | None:
+        """The offset of the first record that is not worked on; None if there is none."""
+        return self.items[0].record.offset if self.items else self.behind
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What need not be worked on again when the partition is read again.
+
+    Everything before `end`, except the records of `lanes` from an offset on, and those in
+    `refused`, whose dead letters are still to be sent.
+    """
+
+    end: int = 0
+    lanes: Mapping[str, int] = field(default_factory=dict)
+    refused: Collection[int] = ()
+
+    def __contains__(self, item: Incoming | SealedIncoming | Refused) -> bool:
+        offset = item.record.offset
+        if offset >= self.end:
+            return False
+        if isinstance(item, Refused):
+            return offset not in self.refused
+        return offset < self.lanes.get(item.index, self.end)
 
 
 class IngestHandler:
@@ -79,11 +110,13 @@ class IngestHandler:
         self._lanes: dict[str, _Lane] = {}
         self._refused: list[Refused] = []
         self._next = 0
+        self._seen = _Seen()
 
     async def start(self) -> int | None:
         """Begin at the committed offset with nothing waiting."""
         self._lanes.clear()
         self._refused.clear()
+        self._next = 0
         return None
 
     async def process(self, batch: Sequence[Record]) -> int:
@@ -91,14 +124,19 @@ class IngestHandler:
 
         Raises:
             Retry: too much waits already; the batch was not taken in.
+            Reread: records that were put aside can be worked on now.
         """
         if self._crowded():
             await self._advance_all()
+            self._put_aside()
             if self._crowded():
-                raise Retry(ErrorCode.KEY_UNAVAILABLE, "too many records wait for keys or storage")
+                raise Retry(ErrorCode.STORAGE_UNAVAILABLE, "too many records wait for storage")
         if batch:
             await self._take_in(batch)
         await self._advance_all()
+        if any(not lane.items for lane in self._lanes.values()):
+            self._remember()
+            raise Reread(ErrorCode.KEY_UNAVAILABLE, "records that were put aside can be worked on")
         return self._committable()
 
     async def stop(self) -> None:
@@ -110,6 +148,28 @@ class IngestHandler:
     def _crowded(self) -> bool:
         items = [item for lane in self._lanes.values() for item in lane.items]
         return len(items) >= self._max_records or sum(i.size for i in items) >= self._max_bytes
+
+    def _put_aside(self) -> None:
+        """Make room: of the lanes that wait for keys, the largest first."""
+        held = [(name, lane) for name, lane in self._lanes.items() if _waits_for_keys(lane)]
+        for name, lane in sorted(held, key=lambda one: len(one[1].items), reverse=True):
+            if not self._crowded():
+                return
+            if len(lane.items) > 1:
+                log.warning("records put aside", index=name)
+                lane.behind = lane.items[1].record.offset
+                del lane.items[1:]
+
+    def _remember(self) -> None:
+        """Note what is done, for when the partition is read again (and again)."""
+        before, end = self._seen, max(self._next, self._seen.end)
+        lowest = {name: max(offset, self._next) for name, offset in before.lanes.items()}
+        for name, lane in self._lanes.items():
+            if lane.lowest is not None:
+                lowest[name] = lane.lowest
+        refused = {offset for offset in before.refused if offset >= self._next}
+        refused |= {one.record.offset for one in self._refused}
+        self._seen = _Seen(end, {n: at for n, at in lowest.items() if at < end}, refused)
 
     async def _advance_all(self) -> None:
         now_s = time.monotonic()
@@ -124,10 +184,14 @@ class IngestHandler:
 
     async def _take_in(self, batch: Sequence[Record]) -> None:
         for item in await asyncio.to_thread(lambda: [read(record) for record in batch]):
+            if item in self._seen:
+                continue
             if isinstance(item, Refused):
                 self._refused.append(item)
-            else:
-                self._lanes.setdefault(item.index, _Lane()).items.append(item)
+                continue
+            lane = self._lanes.setdefault(item.index, _Lane())
+            if lane.behind is None:
+                lane.items.append(item)
         self._next = batch[-1].offset + 1
 
     async def _work(self, index: str) -> None:
@@ -142,7 +206,9 @@ class IngestHandler:
             if lane.because is None or lane.because.code is not error.code:
                 log.warning("index waits", index=index, code=error.code.value)
             lane.because = error
-        else:
+            return
+        lane.items.clear()
+        if lane.behind is None:
             del self._lanes[index]
 
     async def _advance(self, index: str, items: list[Incoming | SealedIncoming]) -> None:
@@ -174,6 +240,11 @@ class IngestHandler:
             self._refused.clear()
 
     def _committable(self) -> int:
-        waiting = [lane.items[0].record.offset for lane in self._lanes.values() if lane.items]
+        lowest = [lane.lowest for lane in self._lanes.values()]
+        waiting = [offset for offset in lowest if offset is not None]
         waiting += [refused.record.offset for refused in self._refused]
         return min([self._next, *waiting])
+
+
+def _waits_for_keys(lane: _Lane) -> bool:
+    return lane.because is not None and lane.because.code is not ErrorCode.STORAGE_UNAVAILABLE
