@@ -24,7 +24,7 @@ from workers.crypto.lp import lp
 from workers.crypto.secret import Key
 from workers.crypto.token_cache import TokenCache
 from workers.errors import Reject
-from workers.ingest.authorize import may_overwrite
+from workers.ingest.authorize import callers_groups
 from workers.ingest.batches import Authorised, Draft, PreparedUpdate, ShardBatches
 from workers.ingest.incoming import Refused
 from workers.ingest.words import IndexWords
@@ -271,13 +271,13 @@ def _overwriting(
 ) -> tuple[bool, list[bytes]]:
     """Return what the index worker checks when the document exists.
 
-    An upsert by a caller without the scope Update carries no groups at all, so that it can only
-    create.
+    A caller who may do this only with documents of some groups is never let through by the index's
+    setting `overwrite: scope`: that is for scopes of one's own. One without the scope for anything
+    (an upsert without Update) carries no groups at all, so that it can only create.
     """
-    if request.op is IngestOp.UPSERT and not may_overwrite(decision):
-        return False, []
-    by_scope = context.config.overwrite == "scope"
-    return by_scope, [context.keys.group(group) for group in decision.groups]
+    groups = callers_groups(request, decision)
+    by_scope = context.config.overwrite == "scope" and groups == decision.groups
+    return by_scope, [context.keys.group(group) for group in groups]
 
 
 def _vector_bytes(request: IngestRequest, config: IndexConfig) -> bytes:

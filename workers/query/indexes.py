@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from schemas.auth import Scope
 from schemas.errors import ErrorCode
 from schemas.position import MinPosition
 from workers.chain.reader import ShardReader
@@ -150,7 +151,9 @@ class OpenIndex:
             tokens=self._tokens,
             # Asked for anew each time: the key of a lease that ended is wiped.
             object_id=lambda doc_id: object_id(self.lease.tag, doc_id),
-            groups=frozenset(group_token(tag, group) for group in decision.groups),
+            groups=frozenset(
+                group_token(tag, group) for group in decision.groups_with(Scope.INDEX)
+            ),
             cache=self._decoded,
             centroid_tokens=self._centroid_tokens,
             centroids=self._centroids,
@@ -158,8 +161,9 @@ class OpenIndex:
         )
 
     def group_names(self, decision: Decision) -> dict[bytes, str]:
-        """Return the caller's groups by their tokens."""
-        return {group_token(self.lease.tag, group): group for group in decision.groups}
+        """Return those of the caller's groups that it may be told of, by their tokens."""
+        shown = decision.groups_with(Scope.GET_ACCESS_GROUPS)
+        return {group_token(self.lease.tag, group): group for group in shown}
 
     def close(self) -> None:
         """Forget everything that was readable."""
