@@ -40,6 +40,7 @@ from workers.kafka.broker import Record
 from workers.leases.certificate import issue_certificate
 from workers.leases.heads import head_verifier
 from workers.leases.lease import Decision, Lease
+from workers.leases.revocation import Revocations
 from workers.query.indexes import OpenIndex
 from workers.search.cache import DecodedCache
 from workers.search.execute import Answer, search, search_many
@@ -80,7 +81,9 @@ class Keys:
     def directory(self) -> Any:
         """Return what stands for the key directory: who certifies writers."""
         issuer = SigningKey.from_seed(self.issuer)
-        return SimpleNamespace(key_service=SimpleNamespace(sign_pub=issuer.public))
+        return SimpleNamespace(
+            key_service=SimpleNamespace(sign_pub=issuer.public), revocations=Revocations()
+        )
 
 
 class Writing:

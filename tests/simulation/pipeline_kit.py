@@ -51,6 +51,7 @@ from workers.leases.credential import open_value, verify_message
 from workers.leases.directory import IndexEntry, KeyServiceEntry
 from workers.leases.heads import head_verifier
 from workers.leases.lease import Decision, Lease
+from workers.leases.revocation import Revocations
 from workers.runtime.announced import Announced
 from workers.runtime.deadletter import DeadLetters
 from workers.runtime.health import Health
@@ -146,6 +147,8 @@ class Realm:
         )
 
     # As a `KeyDirectory`.
+
+    revocations = Revocations()
 
     @property
     def key_service(self) -> KeyServiceEntry:

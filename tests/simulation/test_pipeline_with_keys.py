@@ -132,10 +132,11 @@ async def test_clear_and_sealed_messages_become_searchable(world: World) -> None
     assert [r.status for r in results(world)].count("accepted") == 2
     assert len(world.broker.records(dead_letter(PLAINTEXT_INGEST))) == 2
     service = world.directory.key_service.sign_pub
+    revocations = world.directory.revocations
     for record in world.broker.records(INGEST_RESULT):
-        verify_record(record, service, ("ingest",), Info.INGEST_RESULT)
+        verify_record(record, service, ("ingest",), Info.INGEST_RESULT, revocations=revocations)
     for record in world.broker.records(INDEX_EVENT):
-        verify_record(record, service, ("index",), Info.INDEX_EVENT)
+        verify_record(record, service, ("index",), Info.INDEX_EVENT, revocations=revocations)
 
 
 async def test_an_index_created_while_the_workers_run_works_at_once(world: World) -> None:

@@ -90,7 +90,13 @@ async def test_every_protection_finds_and_shows_no_more_than_it_says(world, prot
     for record in world.broker.records(QUERY_RESULT):
         assert SECRET.encode() not in record.value
         assert record.header(HEADER_CONTENT_TYPE) == CONTENT_SEALED.encode()
-        verify_record(record, world.directory.key_service.sign_pub, ("query",), Info.QUERY_RESULT)
+        verify_record(
+            record,
+            world.directory.key_service.sign_pub,
+            ("query",),
+            Info.QUERY_RESULT,
+            revocations=world.directory.revocations,
+        )
 
 
 async def test_batches_keep_their_order(world):

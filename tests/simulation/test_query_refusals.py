@@ -184,7 +184,13 @@ async def test_a_sealed_request_that_does_not_open(world, outer, damage):
         return
     record = await until(world, lambda: result_of(world, request_id))
     assert record.partition == 3
-    verify_record(record, world.directory.key_service.sign_pub, ("query",), Info.QUERY_RESULT)
+    verify_record(
+        record,
+        world.directory.key_service.sign_pub,
+        ("query",),
+        Info.QUERY_RESULT,
+        revocations=world.directory.revocations,
+    )
     assert decode(QueryResult, record.value).error == letter.error
 
 

@@ -85,6 +85,10 @@ class ShardCore:
         """The tables if they are loaded, else []."""
         return self._tables or []
 
+    def use_signer(self, signer: HeadSigner) -> None:
+        """Sign the next heads as `signer`."""
+        self._heads.signer = signer
+
     async def load(self, min_version: int) -> Head:
         """Read the head, forget the tables. Writes nothing."""
         self._tables = None

@@ -49,7 +49,7 @@ class HeadStore:
         self._index_uid = index_uid
         self._shard = shard
         self._keys = keys
-        self._signer = signer
+        self.signer = signer
         self._verify_writer = verify_writer
         self._key = layout.head(index_uid, shard)
         self._opened: OpenedHead | None = None
@@ -127,9 +127,9 @@ class HeadStore:
             version=before.head.version + 1,
             nonce=os.urandom(16),
             prev_sha256=before.sha256,
-            writer=self._signer.writer,
+            writer=self.signer.writer,
         )
-        data = await asyncio.to_thread(seal_head, head, self._keys, self._signer)
+        data = await asyncio.to_thread(seal_head, head, self._keys, self.signer)
         # From here on the state is in doubt until the write is known to have happened.
         self._opened = None
         try:

@@ -117,6 +117,10 @@ class ShardWriter:
         """Seal what is written from now on under another key generation."""
         self._core.generation = generation
 
+    def use_signer(self, signer: HeadSigner) -> None:
+        """Sign what is written from now on as `signer`: the same writer, a later certificate."""
+        self._core.use_signer(signer)
+
     async def load(self, min_version: int = 0) -> int:
         """Read the head and return `applied`. Writes nothing; tables come with the first batch.
 

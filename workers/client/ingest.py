@@ -288,7 +288,14 @@ class Ingestor:
             return
         service = self._connection.directory.key_service.sign_pub
         anyone = next(iter(waiting.values()))
-        verify_record(record, service, ("ingest", "index"), Info.INGEST_RESULT, index=anyone.index)
+        verify_record(
+            record,
+            service,
+            ("ingest", "index"),
+            Info.INGEST_RESULT,
+            index=anyone.index,
+            revocations=self._connection.directory.revocations,
+        )
         value = self._connection.open_reply(record, Info.INGEST_RESULT, anyone.index, anyone.id)
         try:
             result = decode(IngestResult, value)
@@ -310,7 +317,14 @@ class Ingestor:
             event = decode(IndexEvent, record.value)
         except InvalidMessage as error:
             raise Reject(error.code, error.message) from error
-        verify_record(record, service, ("index",), Info.INDEX_EVENT, index=event.index)
+        verify_record(
+            record,
+            service,
+            ("index",),
+            Info.INDEX_EVENT,
+            index=event.index,
+            revocations=self._connection.directory.revocations,
+        )
         # By partition too: offsets of an earlier index of this name say nothing about another one.
         name = (event.index, event.shard, event.applied.partition)
         if event.applied.offset > self._applied.get(name, -1):

@@ -138,7 +138,14 @@ class Querier:
             return
         request_id = (record.key or b"").decode()
         service = self._connection.directory.key_service.sign_pub
-        verify_record(record, service, ("query",), Info.QUERY_RESULT, index=asked.name)
+        verify_record(
+            record,
+            service,
+            ("query",),
+            Info.QUERY_RESULT,
+            index=asked.name,
+            revocations=self._connection.directory.revocations,
+        )
         value = record.value or b""
         if is_sealed(record):
             value = self._connection.open_reply(record, Info.QUERY_RESULT, request_id)

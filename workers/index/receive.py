@@ -19,11 +19,20 @@ from workers.errors import Reject
 from workers.index.build import Checked, check_batch
 from workers.kafka.broker import Record
 from workers.leases.lease import Lease
+from workers.leases.revocation import Revocations
 from workers.objects.envelope import Route, open_update, verify_update
 from workers.runtime.lastresort import unexpected
 from workers.storage import layout
 from workers.storage.errors import NotFound
 from workers.storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whom to believe: the key service's verify key, and the workers that it revoked."""
+
+    issuer: VerifyKey
+    revocations: Revocations
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -39,7 +48,7 @@ async def receive(
     records: Sequence[Record],
     lease: Lease,
     shard: int,
-    issuer: VerifyKey,
+    trust: Trust,
     store: Store,
     clock_ms: int,
 ) -> list[Received]:
@@ -49,7 +58,7 @@ async def receive(
         records: as read.
         lease: for the index.
         shard: which they must be for.
-        issuer: the key service's verify key.
+        trust: the key service, and whom it revoked.
         store: where bodies lie that were too large for a record.
         clock_ms: `Head.clock_ms`; batches that are too old for it are refused.
 
@@ -57,7 +66,7 @@ async def receive(
         Retry: KEY_UNAVAILABLE (a generation the lease does not have), STORAGE_UNAVAILABLE.
     """
     envelopes = await asyncio.to_thread(
-        lambda: [_verify(record, lease, shard, issuer) for record in records]
+        lambda: [_verify(record, lease, shard, trust) for record in records]
     )
     bodies = [
         one if isinstance(one, ErrorInfo) else await _body(one, lease.uid, store)
@@ -71,9 +80,7 @@ async def receive(
     )
 
 
-def _verify(
-    record: Record, lease: Lease, shard: int, issuer: VerifyKey
-) -> UpdateEnvelope | ErrorInfo:
+def _verify(record: Record, lease: Lease, shard: int, trust: Trust) -> UpdateEnvelope | ErrorInfo:
     try:
         envelope = decode_envelope(record.value)
         route = Route(envelope.index_uid, envelope.shard, envelope.generation)
@@ -82,7 +89,11 @@ def _verify(
         if lease.partitions[shard] != record.partition:
             raise Reject(ErrorCode.INVALID_MESSAGE, "the update is in another shard's partition")
         verify_update(
-            envelope, index=lease.index, issuer=issuer, written_s=record.timestamp_ms / 1000
+            envelope,
+            index=lease.index,
+            issuer=trust.issuer,
+            written_s=record.timestamp_ms / 1000,
+            revocations=trust.revocations,
         )
         return envelope
     except (InvalidMessage, Reject) as error:

@@ -34,7 +34,7 @@ from workers.errors import Damaged, Fenced, Reject, Retry, SealstreamError
 from workers.index.build import Clusters, MicroBatch, gather
 from workers.index.emit import Emitter, ShardPosition
 from workers.index.garbage import SharedGarbage
-from workers.index.receive import Received, receive
+from workers.index.receive import Received, Trust, receive
 from workers.index.totals import Total
 from workers.index.vectors import CodesMerge, ShardVectors
 from workers.kafka.broker import Record
@@ -182,11 +182,7 @@ class Shard:
                     self.uid,
                     self.number,
                     self._segment_key,
-                    HeadSigner(
-                        services.identity.worker_id,
-                        services.identity.signing_key,
-                        services.identity.certificate.encoded,
-                    ),
+                    _signer(services.identity),
                     verifier,
                     {
                         NodeKind.KEYWORD: RowsCodec(NodeKind.KEYWORD),
@@ -204,6 +200,8 @@ class Shard:
                     services.store, None, self.uid, self.number, self._segment_key, verifier
                 )
         self._writer.use_generation(lease.generation)
+        # Certificates are renewed while the worker runs.
+        self._writer.use_signer(_signer(services.identity))
         return self._writer
 
     async def announce(self) -> None:
@@ -350,8 +348,9 @@ class Shard:
         if not records or head is None or lease is None or vectors is None:
             return
         services = self._services
-        issuer = services.directory.key_service.sign_pub
-        received = await receive(records, lease, self.number, issuer, services.store, head.clock_ms)
+        directory = services.directory
+        trust = Trust(directory.key_service.sign_pub, directory.revocations)
+        received = await receive(records, lease, self.number, trust, services.store, head.clock_ms)
         await self._dead_letter(received)
         whole = await asyncio.to_thread(
             gather, [one.checked for one in received if one.checked is not None]
@@ -439,6 +438,10 @@ class Shard:
         metrics.COMPACTED_BYTES.inc(done.bytes_in, direction="in")
         metrics.COMPACTED_BYTES.inc(done.bytes_out, direction="out")
         return True
+
+
+def _signer(identity: WorkerIdentity) -> HeadSigner:
+    return HeadSigner(identity.worker_id, identity.signing_key, identity.certificate.encoded)
 
 
 def _refused(sources: Sequence[UpdateOp], published: Published) -> list[tuple[UpdateOp, ErrorInfo]]:

@@ -39,9 +39,10 @@ from workers.keys.principal import Principal, lacks
 from workers.keys.publish import Publisher
 from workers.keys.replay import ReplayWindow
 from workers.keys.service_keys import ServiceKeys
-from workers.leases.certificate import CLOCK_SKEW_S, Clock, Role
+from workers.leases.certificate import CLOCK_SKEW_S, Clock, Role, issue_certificate
 from workers.leases.credential import verify_proof
 from workers.leases.grant import (
+    CertificatePayload,
     DecisionPayload,
     GrantHeader,
     LeasePayload,
@@ -82,10 +83,20 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class _Granted:
-    record: IndexRecord
+    """`record` of the index it is about; None for certificates."""
+
+    record: IndexRecord | None
     payload: Payload
     life_s: float
     caller: Principal | None = None
+
+    @property
+    def index(self) -> str:
+        return self.record.index if self.record else ""
+
+    @property
+    def generation(self) -> int:
+        return self.record.generation if self.record else 0
 
 
 class Answers:
@@ -169,16 +180,15 @@ class Answers:
         body = opened.body
         ephemeral = self._ephemeral(body)
         granted = await self._decide(opened)
-        record = granted.record
-        if body.generation not in (0, record.generation):
+        if body.generation not in (0, granted.generation):
             raise Reject(ErrorCode.CONFLICT, "this key generation is not the current one")
         now_ms = int(self._clock() * 1000)
         header = GrantHeader(
             request_id=body.request_id,
             request_sha256=opened.sha256,
             to=body.worker_id,
-            index=record.index,
-            generation=record.generation,
+            index=granted.index,
+            generation=granted.generation,
             purposes=tuple(body.purposes),
             not_before_ms=now_ms,
             expires_ms=now_ms + int(granted.life_s * 1000),
@@ -189,14 +199,14 @@ class Answers:
             request_id=body.request_id.hex(),
             worker=body.worker_id,
             caller=granted.caller.id if granted.caller else None,
-            index=record.index,
-            generation=record.generation,
+            index=granted.index or None,
+            generation=granted.generation or None,
             purposes=list(body.purposes),
             request_sha256=opened.sha256.hex(),
         )
         metrics.GRANTS.inc(kind=body.kind, decision="grant")
         if isinstance(granted.payload, LeasePayload):
-            name = (body.worker_id, record.uid, self._is_full(opened))
+            name = (body.worker_id, granted.payload.uid, self._is_full(opened))
             self._leases[name] = header.expires_ms / 1000
         return seal_grant(header, body.kind, granted.payload, ephemeral, self._signer)
 
@@ -240,6 +250,10 @@ class Answers:
 
     async def _decide(self, opened: OpenedRequest) -> _Granted:
         body, role = opened.body, opened.certificate.role
+        if self._indexes.directory.revocations.covers(opened.certificate):
+            raise Reject(ErrorCode.FORBIDDEN, "this worker was revoked: enrol it anew")
+        if body.kind == "certificate":
+            return self._certificate(opened)
         # Before the index is looked up: a worker learns nothing about indexes that are not its own.
         if body.index:
             check_index(opened.certificate, body.index)
@@ -254,6 +268,19 @@ class Answers:
             return self._decision(principal, record)
         return await self._objects(opened, record, principal)
 
+    def _certificate(self, opened: OpenedRequest) -> _Granted:
+        """Certify a worker for longer: the same role, indexes and key."""
+        old = opened.certificate
+        new = issue_certificate(
+            self._signer,
+            worker_id=old.worker_id,
+            role=old.role,
+            indexes=old.indexes,
+            sign_pub=old.sign_pub,
+            now_s=self._clock(),
+        )
+        return _Granted(None, CertificatePayload(new.encoded), DENIAL_LIFE_MS / 1000)
+
     async def _caller(self, caller: Caller, record: IndexRecord, role: Role) -> Principal:
         if role == "index":
             raise Reject(ErrorCode.FORBIDDEN, "an index worker meets no callers")
@@ -261,6 +288,8 @@ class Answers:
         if principal.cnf is not None:
             topic = with_prefix(self._terms.prefix, _INPUTS[role])
             verify_proof(principal.cnf, caller.proof, topic)
+        if self._indexes.directory.revocations.find("user", principal.id):
+            raise Reject(ErrorCode.FORBIDDEN, "the caller was revoked", field="auth")
         await self._indexes.prove(record, principal.index_key)
         check_use(role, principal)
         return principal

@@ -9,7 +9,8 @@ Encoded certificate (`WorkerCertificate.encoded`):
     0   64  Ed25519 signature by the key service over `body`
     64  -   body: msgpack array [v, worker_id, role, indexes, sign_pub, not_before_s, expires_s]
 
-An identity folder holds `certificate` (as above) and `sign.key` (32 raw bytes, 0600).
+An identity folder holds `certificate` (as above) and `sign.key` (32 raw bytes, 0600). A worker asks
+for the next certificate itself when half of the life of the present one is over (`holder.py`).
 """
 
 from __future__ import annotations
@@ -161,12 +162,19 @@ def _certificate(body: _Body, encoded: bytes) -> WorkerCertificate:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class WorkerIdentity:
-    """A worker's signing key and certificate; never leaves the worker's machine."""
+    """A worker's signing key and certificate; never leaves the worker's machine.
+
+    The certificate is exchanged while the worker runs: read it when it is needed, keep no copy.
+
+    Attributes:
+        folder: where it was loaded from, if from anywhere.
+    """
 
     certificate: WorkerCertificate
     signing_key: SigningKey
+    folder: Path | None = None
 
     @property
     def worker_id(self) -> str:
@@ -203,7 +211,23 @@ class WorkerIdentity:
                 ErrorCode.UNAUTHENTICATED,
                 f"{folder}: the certificate is not for this key; enrol the worker anew",
             )
-        return cls(_certificate(body, encoded), signing_key)
+        return cls(_certificate(body, encoded), signing_key, folder)
+
+    def renew(self, certificate: WorkerCertificate) -> None:
+        """Go on with the next certificate, which must be for the same worker, role and key.
+
+        Raises:
+            Reject: UNAUTHENTICATED, it is for another one.
+        """
+        same = (self.worker_id, self.role, self.signing_key.public.raw)
+        if (certificate.worker_id, certificate.role, certificate.sign_pub) != same:
+            raise Reject(ErrorCode.UNAUTHENTICATED, "the certificate is for another worker")
+        self.certificate = certificate
+
+    def save_certificate(self) -> None:
+        """Write the certificate into the folder it came from. Raises OSError."""
+        if self.folder is not None:
+            write_secret_file(self.folder / "certificate", self.certificate.encoded)
 
 
 def save_identity(folder: Path, seed: bytes, certificate: WorkerCertificate) -> None:

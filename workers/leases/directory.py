@@ -28,7 +28,7 @@ import orjson
 import structlog
 
 from schemas.errors import ErrorCode
-from schemas.topics import KEY_DIRECTORY, with_prefix
+from schemas.topics import KEY_DIRECTORY, KEY_REVOCATION, with_prefix
 from workers.crypto.errors import CryptoError
 from workers.crypto.hpke import HpkePublicKey, key_id
 from workers.crypto.info import Info
@@ -36,6 +36,7 @@ from workers.crypto.sign import SigningKey, VerifyKey, fingerprint
 from workers.errors import Fatal, Reject, Retry
 from workers.kafka.broker import Broker, TopicReader
 from workers.leases.certificate import Clock
+from workers.leases.revocation import Revocations
 from workers.settings import Settings
 
 KEY_SERVICE_KEY = "key-service"
@@ -165,7 +166,7 @@ def sign_record(
 
 
 class KeyDirectory:
-    """Everything the pinned key service published, kept up to date.
+    """Everything the pinned key service published, revocations too, kept up to date.
 
     `start` returns when the topic has been read to its end. Records that do not verify are counted
     (`refused`), logged and left out; they never replace a good one.
@@ -193,6 +194,7 @@ class KeyDirectory:
         self._pinned = pinned
         self._broker = broker
         self._topic = with_prefix(settings.topic_prefix, KEY_DIRECTORY)
+        self._revoked_topic = with_prefix(settings.topic_prefix, KEY_REVOCATION)
         self._clock = clock
         self._reader: TopicReader | None = None
         self._task: asyncio.Task[None] | None = None
@@ -201,6 +203,10 @@ class KeyDirectory:
         self._floors: dict[str, int] = {}
         # Records that came before the key service's own; checked once it is known.
         self._waiting: dict[str, bytes] = {}
+        self._waiting_revoked: dict[str, bytes] = {}
+        self.revocations = Revocations()
+        # How often the key service has written its own entry: it does at every start.
+        self.heard = 0
         self._changed = asyncio.Condition()
         self.refused = 0
 
@@ -208,7 +214,7 @@ class KeyDirectory:
         """Read the topic to its end and keep following it. Raises Retry, Fatal."""
         # Entries change rarely and `refresh` asks when it matters: no need to poll often.
         self._reader = self._broker.topic_reader(
-            [self._topic], start="beginning", low_latency=False
+            [self._topic, self._revoked_topic], start="beginning", low_latency=False
         )
         await self._reader.start()
         self._task = asyncio.create_task(self._follow(self._reader), name="key-directory")
@@ -307,16 +313,24 @@ class KeyDirectory:
         while True:
             for record in await reader.next(_POLL_S):
                 if record.key is not None and record.value is not None:
-                    await self._apply(record.key, record.value)
+                    revoked = record.topic == self._revoked_topic
+                    await self._apply(record.key, record.value, revoked=revoked)
 
-    async def _apply(self, raw_key: bytes, value: bytes) -> None:
+    async def _apply(self, raw_key: bytes, value: bytes, *, revoked: bool) -> None:
         try:
             key = raw_key.decode()
-            if key == KEY_SERVICE_KEY:
+            if revoked and self._service is None:
+                self._waiting_revoked[key] = value
+            elif revoked and self._service is not None:
+                self.revocations.take(key, value, self._service.sign_pub)
+            elif key == KEY_SERVICE_KEY:
                 self._apply_key_service(value)
                 waiting, self._waiting = self._waiting, {}
+                waiting_revoked, self._waiting_revoked = self._waiting_revoked, {}
                 for name, earlier in waiting.items():
-                    await self._apply(name.encode(), earlier)
+                    await self._apply(name.encode(), earlier, revoked=False)
+                for name, earlier in waiting_revoked.items():
+                    await self._apply(name.encode(), earlier, revoked=True)
             elif self._service is None:
                 self._waiting[key] = value
             else:
@@ -345,6 +359,7 @@ class KeyDirectory:
             hpke_key_id=key_id(hpke_pub),
             streams=record.streams,
         )
+        self.heard += 1
 
     def _apply_index(self, key: str, value: bytes, sign_pub: VerifyKey) -> None:
         members, signature = _parse(value)

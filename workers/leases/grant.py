@@ -38,6 +38,7 @@ _INFOS: Final[dict[Kind, Info]] = {
     "lease": Info.KEY_GRANT,
     "decision": Info.KEY_GRANT,
     "objects": Info.OBJECT_KEYS,
+    "certificate": Info.KEY_GRANT,
 }
 
 
@@ -108,7 +109,13 @@ class ObjectsPayload(msgspec.Struct, array_like=True, frozen=True):
         return f"ObjectsPayload({len(self.keys)})"
 
 
-Payload = LeasePayload | DecisionPayload | ObjectsPayload
+class CertificatePayload(msgspec.Struct, array_like=True, frozen=True):
+    """The worker's next certificate, encoded."""
+
+    certificate: bytes
+
+
+Payload = LeasePayload | DecisionPayload | ObjectsPayload | CertificatePayload
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +242,9 @@ def open_grant(grant: SignedGrant, pending: Pending, payload_type: type[P], *, n
     _check_match(header, pending)
     if header.deny is not None:
         raise denial(header.deny)
-    if header.generation < 1 or body.generation not in (0, header.generation):
+    # A certificate belongs to no index, so to no generation.
+    least = 0 if body.kind == "certificate" else 1
+    if header.generation < least or body.generation not in (0, header.generation):
         raise _mismatch("another key generation")
     if header.purposes != tuple(body.purposes):
         raise _mismatch("other purposes")

@@ -6,6 +6,10 @@ One `LeaseHolder` per worker process. Invariants:
 - Decisions are reused for at most `decision_cache_s`, by the hash of index (name and uid) and
   credential; refusals are not reused, so that an index that was created just now is known at once.
 - Only a grant that answers an outstanding request, as asked, is taken (`grant.py`).
+- The worker's certificate is renewed when half of its life is over. When it has ended, or was
+  revoked, every call raises Fatal, and all keys are wiped.
+- While the key service does not answer, one request at a time tries whether it is back; the others
+  fail at once, so that nothing piles up in key-request.
 """
 
 from __future__ import annotations
@@ -34,10 +38,17 @@ from workers.crypto.lp import lp
 from workers.crypto.secret import SecretBytes
 from workers.errors import Fatal, Reject, Retry, SealstreamError
 from workers.kafka.broker import TP, Broker, Producer, TopicReader
-from workers.leases.certificate import CLOCK_SKEW_S, Clock, Role, WorkerIdentity
+from workers.leases.certificate import (
+    CLOCK_SKEW_S,
+    Clock,
+    Role,
+    WorkerIdentity,
+    verify_certificate,
+)
 from workers.leases.credential import Proof, open_value, verify_message
 from workers.leases.directory import KeyDirectory
 from workers.leases.grant import (
+    CertificatePayload,
     DecisionPayload,
     GrantHeader,
     LeasePayload,
@@ -75,9 +86,13 @@ log = structlog.get_logger("leases.holder")
 T = TypeVar("T", bound=msgspec.Struct)
 
 ASK_TIMEOUT_S: Final = 10.0
+SILENCE_S: Final = 3.0
+"""Seconds without an answer after which the key service counts as away."""
 RENEW_AT: Final = 2 / 3
 # A lease that nothing has used for so long is not renewed.
 IDLE_S: Final = 900.0
+CERTIFICATE_RENEW_AT: Final = 0.5
+_CERTIFICATE_RETRY_S: Final = 60.0
 _RETRY_S: Final = 5.0
 _TICK_S: Final = 1.0
 _POLL_S: Final = 1.0
@@ -146,6 +161,12 @@ class LeaseHolder:
         self._uids: dict[str, bytes] = {}
         self._retired: list[Lease] = []
         self._decisions: OrderedDict[bytes, Decision] = OrderedDict()
+        self._certifying: asyncio.Task[None] | None = None
+        self._certify_after_s = 0.0
+        # Since when the key service is silent, by the number of times it was heard; until when
+        # nobody tries.
+        self._silent_since: int | None = None
+        self._silent_until_s = 0.0
         self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         self.refused = 0
 
@@ -172,6 +193,7 @@ class LeaseHolder:
     async def stop(self) -> None:
         """Stop listening and wipe everything."""
         tasks = [*self._tasks, *(h.renewing for h in self._held.values() if h.renewing)]
+        tasks += [self._certifying] if self._certifying else []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -180,12 +202,7 @@ class LeaseHolder:
             await self._reader.stop()
         if self._producer is not None:
             await self._producer.stop()
-        for lease in (*(h.lease for h in self._held.values()), *self._retired):
-            lease.wipe()
-        self._held.clear()
-        self._uids.clear()
-        self._retired.clear()
-        self._decisions.clear()
+        self._wipe_all()
 
     async def lease(
         self,
@@ -342,6 +359,9 @@ class LeaseHolder:
     async def tick(self) -> None:
         """Wipe what has ended and start the renewals that are due. Called every second."""
         now = self._clock()
+        if self._revoked():
+            self._wipe_all()
+        self._renew_certificate_when_due(now)
         for lease in [lease for lease in self._retired if lease.expires_s <= now]:
             lease.wipe()
             self._retired.remove(lease)
@@ -357,12 +377,15 @@ class LeaseHolder:
             ):
                 held.renewing = asyncio.create_task(self._renew(held), name="key-renewal")
         metrics.LEASES.set(len(self._held))
-        for name in [n for n, d in self._decisions.items() if d.expires_s <= now]:
-            del self._decisions[name]
+        revocations = self._directory.revocations
+        for name, decision in list(self._decisions.items()):
+            if decision.expires_s <= now or revocations.find("user", decision.caller):
+                del self._decisions[name]
 
     async def settled(self) -> None:
         """Wait until the renewals that were started have ended."""
         renewals = [held.renewing for held in self._held.values() if held.renewing is not None]
+        renewals += [self._certifying] if self._certifying is not None else []
         await asyncio.gather(*renewals, return_exceptions=True)
 
     async def _keep(self) -> None:
@@ -381,6 +404,47 @@ class LeaseHolder:
             held.not_before_s = lease.expires_s
             if error.code is ErrorCode.UNKNOWN_INDEX:
                 self._drop(held)
+
+    def _renew_certificate_when_due(self, now: float) -> None:
+        certificate = self._identity.certificate
+        life_s = certificate.expires_s - certificate.not_before_s
+        if (
+            now >= certificate.not_before_s + CERTIFICATE_RENEW_AT * life_s
+            and now >= self._certify_after_s
+            and (self._certifying is None or self._certifying.done())
+        ):
+            # Whatever comes of it: not again at once.
+            self._certify_after_s = now + _CERTIFICATE_RETRY_S
+            self._certifying = asyncio.create_task(self._renew_certificate(), name="certificate")
+
+    async def _renew_certificate(self) -> None:
+        """Ask for the next certificate and go on with it; tried again while the old one lives."""
+        try:
+            _, payload = await self._ask(CertificatePayload, kind="certificate")
+            issuer = self._directory.key_service.sign_pub
+            self._identity.renew(
+                verify_certificate(payload.certificate, issuer, now_s=self._clock())
+            )
+        except (Retry, Reject) as error:
+            log.warning("certificate not renewed", code=error.code.value)
+            return
+        log.info("certificate renewed", expires_s=self._identity.certificate.expires_s)
+        try:
+            await asyncio.to_thread(self._identity.save_certificate)
+        except OSError as error:
+            # In memory it is as good; a restart before the next one needs the old one's rest.
+            log.warning("certificate not saved", why=type(error).__name__)
+
+    def _revoked(self) -> bool:
+        return self._directory.revocations.covers(self._identity.certificate)
+
+    def _wipe_all(self) -> None:
+        for lease in (*(held.lease for held in self._held.values()), *self._retired):
+            lease.wipe()
+        self._held.clear()
+        self._uids.clear()
+        self._retired.clear()
+        self._decisions.clear()
 
     def _drop(self, held: _Held) -> None:
         lease = held.lease
@@ -410,6 +474,7 @@ class LeaseHolder:
         if held is None:
             return None
         lease = held.lease
+        self._check_certificate()
         if lease.expires_s <= self._clock() or self._superseded(lease):
             self._drop(held)
             return None
@@ -537,6 +602,7 @@ class LeaseHolder:
         self._check_listening()
         self._check_certificate()
         service = self._directory.key_service
+        self._check_silence()
         ephemeral = HpkePrivateKey.generate(self._suite)
         now_ms = int(self._clock() * 1000)
         body = RequestBody(
@@ -559,7 +625,9 @@ class LeaseHolder:
         )
         value = seal_request(body, self._identity, service)
         pending = Pending(body, hashlib.sha256(value).digest(), ephemeral)
-        answer: asyncio.Future[SignedGrant] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[SignedGrant] = loop.create_future()
+        asked_s = loop.time()
         self._outstanding[body.request_id] = answer
         try:
             async with asyncio.timeout(self._ask_timeout_s):
@@ -567,8 +635,15 @@ class LeaseHolder:
                     self._requests, value, key=body.worker_id.encode()
                 )
                 grant = await answer
+            self._silent_since = None
+        except asyncio.CancelledError:
+            # Who asked had less patience; it says as much as a timeout if it was not too little.
+            if loop.time() - asked_s >= SILENCE_S:
+                self._note_silence()
+            raise
         except TimeoutError:
             self._check_listening()
+            self._note_silence()
             metrics.LEASE_REQUESTS.inc(outcome="timeout")
             raise Retry(
                 ErrorCode.KEY_UNAVAILABLE, "the key service does not answer: is it running?"
@@ -605,8 +680,28 @@ class LeaseHolder:
                     None if task.cancelled() else task.exception()
                 )
 
+    def _note_silence(self) -> None:
+        self._silent_since = self._directory.heard
+        self._silent_until_s = self._clock() + _RETRY_S
+
+    def _check_silence(self) -> None:
+        """Let one request try whether a key service that was silent is back. Raises Retry."""
+        if self._silent_since is None:
+            return
+        if self._directory.heard == self._silent_since:
+            if self._clock() < self._silent_until_s:
+                raise Retry(
+                    ErrorCode.KEY_UNAVAILABLE, "the key service did not answer lately: try again"
+                )
+            self._silent_until_s = self._clock() + self._ask_timeout_s
+        else:
+            self._silent_since = None
+
     def _check_certificate(self) -> None:
         """End the process when its certificate has ended: nobody would answer it."""
+        if self._revoked():
+            self._wipe_all()
+            raise Fatal(ErrorCode.FORBIDDEN, "this worker was revoked: enrol it anew")
         if self._clock() >= self._identity.certificate.expires_s:
             raise Fatal(
                 ErrorCode.EXPIRED, "this worker's certificate has expired: enrol the worker anew"

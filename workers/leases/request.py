@@ -5,11 +5,12 @@ base64 of HPKE(key service; info = KEY_REQUEST, worker id) of lp(body, signature
 Ed25519 by the worker over the body. The body (msgpack array, the fields of `RequestBody`) carries
 the certificate, so the key service keeps no list of workers.
 
-Three kinds:
+The kinds:
 
     lease      keys of an index for the worker's role; `purposes` as `LeasePurpose`
     decision   who a caller is and what they may do with the index
     objects    object keys of the records the caller may read
+    certificate  the next certificate of this worker, before the present one ends
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ MAX_REQUEST_LIFE_MS: Final = 30_000
 MAX_OBJECTS: Final = 512
 VERSION: Final = 1
 
-Kind = Literal["lease", "decision", "objects"]
+Kind = Literal["lease", "decision", "objects", "certificate"]
 
 
 class Caller(msgspec.Struct, array_like=True, frozen=True):

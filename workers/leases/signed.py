@@ -19,6 +19,7 @@ from workers.crypto.sign import VerifyKey
 from workers.errors import Reject
 from workers.kafka.broker import Headers, Record
 from workers.leases.certificate import Role, WorkerCertificate, WorkerIdentity, verify_certificate
+from workers.leases.revocation import Revocations
 
 HEADER_CERTIFICATE: Final = "sealstream-certificate"
 
@@ -44,6 +45,7 @@ def verify_record(
     kind: Info,
     *,
     index: str | None = None,
+    revocations: Revocations,
 ) -> WorkerCertificate:
     """Check that a certified worker of one of `roles` signed a record.
 
@@ -53,6 +55,7 @@ def verify_record(
         roles: who may have written it.
         kind: the domain of the signature.
         index: what the record is about, if that is known: the certificate must cover it.
+        revocations: what a revoked worker wrote counts no more, whenever it wrote it.
 
     Raises:
         Reject: UNAUTHENTICATED, a header is missing or does not verify; EXPIRED, the certificate.
@@ -64,6 +67,8 @@ def verify_record(
     certificate = _verified(encoded, service)
     if time.time() >= certificate.expires_s:
         raise Reject(ErrorCode.EXPIRED, "the record is signed under an expired certificate")
+    if revocations.covers(certificate):
+        raise Reject(ErrorCode.UNAUTHENTICATED, "the record is signed by a worker that was revoked")
     if certificate.role not in roles:
         raise Reject(ErrorCode.UNAUTHENTICATED, "the record is signed by a worker of another role")
     if index is not None and not certificate.covers(index):

@@ -40,6 +40,7 @@ from workers.crypto.secret import SecretBytes, random_secret
 from workers.crypto.sign import VerifyKey
 from workers.errors import Reject
 from workers.leases.certificate import WorkerIdentity, verify_certificate
+from workers.leases.revocation import Revocations
 from workers.storage import layout
 
 ENVELOPE_OVERHEAD_BYTES: Final = 8 * 1024
@@ -135,7 +136,12 @@ def seal_update(
 
 
 def verify_update(
-    envelope: UpdateEnvelope, *, index: str, issuer: VerifyKey, written_s: float
+    envelope: UpdateEnvelope,
+    *,
+    index: str,
+    issuer: VerifyKey,
+    written_s: float,
+    revocations: Revocations,
 ) -> None:
     """Check who wrote an update.
 
@@ -145,6 +151,7 @@ def verify_update(
         issuer: the key service's verify key.
         written_s: when the broker took the record, seconds since 1970: a backlog outlives the
             certificate of its writer.
+        revocations: what a worker wrote after it was revoked counts for nothing.
 
     Raises:
         Reject: UNAUTHENTICATED, FORBIDDEN (a worker of another role or for other indexes).
@@ -157,6 +164,8 @@ def verify_update(
             raise Reject(ErrorCode.UNAUTHENTICATED, "the update names another worker")
         if certificate.role != "ingest" or not certificate.covers(index):
             raise Reject(ErrorCode.FORBIDDEN, "this worker may not write updates of this index")
+        if revocations.covers(certificate, int(written_s * 1000)):
+            raise Reject(ErrorCode.UNAUTHENTICATED, "the update's writer was revoked before")
         signer = certificate.verify_key
     try:
         signer.verify(envelope.signature, Info.UPDATE, *_signed_parts(envelope))

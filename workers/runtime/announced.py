@@ -98,7 +98,13 @@ class Announced:
         if event.version <= self.version(*place):
             return
         issuer = self._directory.key_service.sign_pub
-        certificate = verify_record(record, issuer, ("index",), Info.INDEX_EVENT)
+        certificate = verify_record(
+            record,
+            issuer,
+            ("index",),
+            Info.INDEX_EVENT,
+            revocations=self._directory.revocations,
+        )
         if certificate.covers(event.index):
             self._versions[place] = event.version
             if self._on_newer is not None:

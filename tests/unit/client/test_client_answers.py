@@ -25,6 +25,7 @@ from workers.index.emit import ShardPosition, encode_event
 from workers.kafka.broker import Record
 from workers.kafka.memory import MemoryBroker
 from workers.leases.certificate import Role, WorkerIdentity, issue_certificate
+from workers.leases.revocation import Revocations
 from workers.query.results import encode_result
 
 ISSUER = SigningKey.generate()
@@ -43,6 +44,7 @@ def connection() -> Connection:
     anything: Any = SimpleNamespace(
         topic_prefix="",
         key_service=SimpleNamespace(sign_pub=ISSUER.public),
+        revocations=Revocations(),
         reply_key=REPLY,
     )
     return Connection(anything, MemoryBroker({}), anything, anything, anything)

@@ -10,6 +10,7 @@ from workers.crypto.hpke import HpkePrivateKey, HpkeSuite
 from workers.crypto.sign import SigningKey
 from workers.errors import Reject
 from workers.leases.certificate import WorkerIdentity, issue_certificate
+from workers.leases.revocation import Revocations
 from workers.objects.envelope import Route, open_update, seal_update, verify_update
 
 ISSUER = SigningKey.generate()
@@ -49,7 +50,13 @@ def sealed(who: WorkerIdentity | None = None) -> UpdateEnvelope:
 
 
 def check(envelope: UpdateEnvelope, index: str = "acme/docs", written_s: float = 1001) -> None:
-    verify_update(envelope, index=index, issuer=ISSUER.public, written_s=written_s)
+    verify_update(
+        envelope,
+        index=index,
+        issuer=ISSUER.public,
+        written_s=written_s,
+        revocations=Revocations(),
+    )
 
 
 def test_what_was_sealed_verifies_and_opens() -> None:

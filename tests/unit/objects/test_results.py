@@ -12,6 +12,7 @@ from workers.crypto.sign import SigningKey
 from workers.errors import Reject
 from workers.kafka.broker import Record
 from workers.leases.certificate import WorkerIdentity, issue_certificate
+from workers.leases.revocation import Revocations
 from workers.leases.signed import verify_record
 from workers.objects.results import Outgoing, encode_result
 
@@ -33,17 +34,27 @@ def record(out: Outgoing) -> Record:
 def test_a_clear_result_is_signed() -> None:
     out = encode_result(RESULT, key=b"i/secret", reply_key=b"", identity=WORKER)
     assert decode(IngestResult, out.value) == RESULT
-    verify_record(record(out), ISSUER.public, ("ingest",), Info.INGEST_RESULT)
+    verify_record(
+        record(out), ISSUER.public, ("ingest",), Info.INGEST_RESULT, revocations=Revocations()
+    )
     changed = Outgoing(b"i/other", out.value, out.headers)
     with pytest.raises(Reject):
-        verify_record(record(changed), ISSUER.public, ("ingest",), Info.INGEST_RESULT)
+        verify_record(
+            record(changed),
+            ISSUER.public,
+            ("ingest",),
+            Info.INGEST_RESULT,
+            revocations=Revocations(),
+        )
 
 
 @pytest.mark.parametrize("suite", list(HpkeSuite))
 def test_a_sealed_result_opens_for_the_producer_alone(suite: HpkeSuite) -> None:
     reply = HpkePrivateKey.generate(suite)
     out = encode_result(RESULT, key=b"i/0", reply_key=reply.public.encode(), identity=WORKER)
-    verify_record(record(out), ISSUER.public, ("ingest",), Info.INGEST_RESULT)
+    verify_record(
+        record(out), ISSUER.public, ("ingest",), Info.INGEST_RESULT, revocations=Revocations()
+    )
     value = decode(SealedValue, out.value)
     assert value.index is None
     assert value.key_id_bytes() == key_id(reply.public)

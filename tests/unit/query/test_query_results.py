@@ -19,6 +19,7 @@ from workers.crypto.sign import SigningKey
 from workers.errors import Reject
 from workers.kafka.broker import Record
 from workers.leases.certificate import WorkerIdentity, issue_certificate
+from workers.leases.revocation import Revocations
 from workers.leases.signed import verify_record
 from workers.objects.results import Outgoing
 from workers.query.results import encode_result
@@ -39,7 +40,9 @@ def record(out: Outgoing) -> Record:
 
 
 def verify(out: Outgoing) -> None:
-    verify_record(record(out), ISSUER.public, ("query",), Info.QUERY_RESULT)
+    verify_record(
+        record(out), ISSUER.public, ("query",), Info.QUERY_RESULT, revocations=Revocations()
+    )
 
 
 @pytest.mark.parametrize("suite", list(HpkeSuite))
