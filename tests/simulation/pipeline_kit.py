@@ -90,6 +90,7 @@ class Realm:
     callers: dict[str, Caller] = field(default_factory=lambda: {"alice": Caller()})
     down: set[str] = field(default_factory=set)
     decisions: int = 0
+    reports: list[Any] = field(default_factory=list)
 
     def create(self, name: str, partitions: tuple[int, ...] = (0,), **config: Any) -> bytes:
         uid = name.encode().ljust(16, b"\0")[:16]
@@ -200,6 +201,9 @@ class Holder:
     ) -> bytes:
         lease = await self.lease(value.index, auth=auth)
         return open_value(kind, lease.intake_key(value.key_id_bytes()), value)
+
+    async def report(self, index: str, auth: Auth, scopes: Any, *, proof: Any = None) -> None:
+        self._realm.reports.append((index, tuple(scopes)))
 
     async def decide(
         self,

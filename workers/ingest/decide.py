@@ -14,7 +14,7 @@ from schemas.errors import ErrorCode
 from schemas.ingest import IngestRequest
 from workers.crypto.info import Info
 from workers.errors import Reject
-from workers.ingest.authorize import check_scopes
+from workers.ingest.authorize import check_scopes, needed_scopes
 from workers.ingest.batches import Authorised
 from workers.ingest.incoming import (
     Incoming,
@@ -129,8 +129,21 @@ class Decider:
                     continue
                 return [], refused + [_refuse(other, error) for other in items[number:]]
             accepted, more = await asyncio.to_thread(_check, decision, item, items[number + 1 :])
+            await self._report(index, more)
             return accepted, refused + more
         return [], refused
+
+    async def _report(self, index: str, refused: list[Refused]) -> None:
+        """Let the audit have what was refused here, each set of scopes once."""
+        found = {
+            needed_scopes(one.request): one
+            for one in refused
+            if one.request is not None and one.error.code is ErrorCode.FORBIDDEN
+        }
+        for scopes, one in found.items():
+            if one.request is not None:
+                proof = Proof.of(one.record)
+                await self._holder.report(index, one.request.auth, scopes, proof=proof)
 
     async def _ask(self, index: str, item: Incoming) -> Decision:
         request, record = item.request, item.record

@@ -34,7 +34,14 @@ from workers.keys.audit import Audit
 from workers.keys.callers import INGEST_RETENTION_S, Callers
 from workers.keys.catalog import IndexRecord
 from workers.keys.indexes import Indexes
-from workers.keys.policy import check_index, check_purposes, check_use, lease_payload, may_read
+from workers.keys.policy import (
+    check_index,
+    check_purposes,
+    check_scopes,
+    check_use,
+    lease_payload,
+    may_read,
+)
 from workers.keys.principal import Principal, lacks
 from workers.keys.publish import Publisher
 from workers.keys.replay import ReplayWindow
@@ -265,6 +272,7 @@ class Answers:
             raise Reject(ErrorCode.INVALID_MESSAGE, "the request names no caller")
         principal = await self._caller(body.caller, record, role)
         if body.kind == "decision":
+            check_scopes(principal, body.purposes)
             return self._decision(principal, record)
         return await self._objects(opened, record, principal)
 
@@ -338,6 +346,9 @@ class Answers:
         pairs = {g: ring.pair(g, Purpose.OBJECT) for g in ring.data_keys}
         groups = principal.groups_with(Scope.DECRYPT)
         keys = await asyncio.to_thread(_open_all, body, record.uid, pairs, groups)
+        if None in keys:
+            denied = Reject(ErrorCode.FORBIDDEN, "the caller is not on the access list")
+            await self._audit_denial(opened, denied)
         return _Granted(record, ObjectsPayload(keys), DENIAL_LIFE_MS / 1000, principal)
 
     def _ephemeral(self, body: RequestBody) -> HpkePublicKey:

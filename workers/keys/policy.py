@@ -34,6 +34,7 @@ _USES: dict[Role, frozenset[Scope]] = {
     "query": frozenset({Scope.DECRYPT, Scope.INDEX}),
 }
 _NEEDS: dict[Role, Permission] = {"ingest": "write", "query": "read"}
+_SCOPE_NAMES = frozenset(scope.value for scope in Scope)
 _PAIRS = frozenset({Purpose.OBJECT, Purpose.UPDATE, Purpose.QUERY})
 
 
@@ -68,6 +69,19 @@ def check_use(role: Role, principal: Principal) -> None:
         raise Reject(
             ErrorCode.FORBIDDEN, "the caller has no scope for what this worker does", field="auth"
         )
+
+
+def check_scopes(principal: Principal, scopes: Iterable[str]) -> None:
+    """Refuse a caller who lacks one of the scopes that a worker found missing.
+
+    Raises:
+        Reject: FORBIDDEN; INVALID_MESSAGE, no such scope.
+    """
+    for name in scopes:
+        if name not in _SCOPE_NAMES:
+            raise Reject(ErrorCode.INVALID_MESSAGE, "the request names an unknown scope")
+        if Scope(name) not in principal.any_scopes:
+            raise lacks(Scope(name))
 
 
 def lease_payload(

@@ -161,6 +161,8 @@ class LeaseHolder:
         self._uids: dict[str, bytes] = {}
         self._retired: list[Lease] = []
         self._decisions: OrderedDict[bytes, Decision] = OrderedDict()
+        # Until when a refusal need not be reported again.
+        self._reported: OrderedDict[bytes, float] = OrderedDict()
         self._certifying: asyncio.Task[None] | None = None
         self._certify_after_s = 0.0
         # Since when the key service is silent, by the number of times it was heard; until when
@@ -307,6 +309,38 @@ class LeaseHolder:
                 raise Reject(ErrorCode.UNAUTHENTICATED, "a sealed credential names no session key")
             verify_message(decision.cnf, signature, *signed)
         return decision
+
+    async def report(
+        self, index: str, auth: Auth, scopes: Sequence[Scope], *, proof: Proof | None = None
+    ) -> None:
+        """Let the key service note that a caller was refused for want of scopes.
+
+        It decides itself, so its audit has the refusal of a caller whose decision was cached; once
+        per credential and scopes within the life of a decision. Without an answer nothing is lost
+        but the note.
+
+        Args:
+            index: the index the message names.
+            auth: its credential.
+            scopes: what the message needs.
+            proof: of that message.
+        """
+        asked = [scope.value for scope in sorted(set(scopes))]
+        name = hashlib.sha256(lp(index, auth.sealed or "", auth.token or "", *asked)).digest()
+        now = self._clock()
+        if self._reported.get(name, 0.0) > now:
+            return
+        self._reported[name] = now + self._settings.decision_cache_s
+        self._reported.move_to_end(name)
+        while len(self._reported) > _MAX_DECISIONS:
+            self._reported.popitem(last=False)
+        caller = _caller(auth, proof)
+        try:
+            await self._ask(
+                DecisionPayload, kind="decision", index=index, purposes=asked, caller=caller
+            )
+        except (Reject, Retry) as error:
+            log.debug("refusal reported", code=error.code.value)
 
     async def open_objects(
         self,

@@ -8,7 +8,8 @@ the certificate, so the key service keeps no list of workers.
 The kinds:
 
     lease      keys of an index for the worker's role; `purposes` as `LeasePurpose`
-    decision   who a caller is and what they may do with the index
+    decision   who a caller is and what they may do with the index; `purposes` names scopes without
+               which the answer is a refusal
     objects    object keys of the records the caller may read
     certificate  the next certificate of this worker, before the present one ends
 """

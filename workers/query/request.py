@@ -126,7 +126,12 @@ async def authorise(
         message_id=request.message_id,
         issued_ms=request.issued_ms,
     )
-    decision.require(Scope.INDEX, *(_SCOPES[i] for i in request.include if i in _SCOPES))
+    needed = (Scope.INDEX, *(_SCOPES[i] for i in request.include if i in _SCOPES))
+    try:
+        decision.require(*needed)
+    except Reject:
+        await holder.report(request.index, request.auth, needed, proof=Proof.of(record))
+        raise
     return decision
 
 
