@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.chain.codec import Codec, Regroup, RowMap
+from workers.chain.fresh import Source
 from workers.chain.kinds import NodeKind
 from workers.chain.merge import merge_nodes, merge_rows
 from workers.chain.retain import Retained
 from workers.chain.rows import Rows
 from workers.chain.segment import BuiltSegment, SegmentContext, build_segment
 from workers.chain.state import SegmentTable
-from workers.chain.whole import WholeSegment
 
 MAX_LIVE_SEGMENTS = 8
 MERGE_FROM = 7
@@ -70,7 +70,7 @@ def _newest(sizes: Sequence[int], first: int) -> int:
 
 def merge_segments(
     ctx: SegmentContext,
-    segments: Sequence[WholeSegment],
+    segments: Sequence[Source],
     retained: Sequence[Retained],
     codecs: Mapping[NodeKind, Codec],
     regroup: Regroup | None,

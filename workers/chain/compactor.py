@@ -109,9 +109,11 @@ class Compactor:
         epoch: int | None,
     ) -> Merged:
         core = self._core
+        fresh = {i: found for i in chosen if (found := core.fresh.get(tables[i].ref.uid))}
         files = [
             SegmentFile(core.store, None, core.index_uid, core.shard, tables[i].ref, core.keys)
             for i in chosen
+            if i not in fresh
         ]
         try:
             whole = await gather_all([file.load_whole() for file in files])
@@ -125,7 +127,8 @@ class Compactor:
             retained = [
                 retain(tables, i, now_ms=clock_ms, retention_ms=self._retention_ms) for i in chosen
             ]
-            segments = [WholeSegment(file.ref, file.data, file.seals()) for file in whole]
+            read = (WholeSegment(file.ref, file.data, file.seals()) for file in whole)
+            segments = [fresh[i] if i in fresh else next(read) for i in chosen]
             return merge_segments(ctx, segments, retained, self._codecs, regroup)
 
         return await asyncio.to_thread(work)
@@ -173,6 +176,9 @@ class Compactor:
             vector=head.vector if vector is None else vector,
         )
         await core.publish(head, tables)
+        core.fresh.drop(gone)
+        if merged.built is not None:
+            core.keep(merged.built, merged.rows)
         return True
 
 

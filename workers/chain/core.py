@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from workers.chain.bitmap import fold_deletes
 from workers.chain.faults import damaged, fenced
+from workers.chain.fresh import FreshSegments
 from workers.chain.head import Deletes, Head, HeadSigner, OpenedHead, VerifyWriter
 from workers.chain.kinds import Padding, SegmentKeys
 from workers.chain.load import load_tables
 from workers.chain.publish import HeadStore
+from workers.chain.rows import Rows
 from workers.chain.seals import SegmentSeals
 from workers.chain.segment import BuiltSegment, SegmentContext
 from workers.chain.segment_file import SegmentGone, gather_all
@@ -40,6 +42,7 @@ class ShardCore:
         generation: key generation of what is written from now on.
         padding: level of what is written from now on.
         clock_ms: milliseconds since 1970.
+        fresh: segments written a moment ago, of all shards of the process.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class ShardCore:
         generation: int,
         padding: Padding,
         clock_ms: Callable[[], int],
+        fresh: FreshSegments,
     ) -> None:
         self.store = store
         self.index_uid = index_uid
@@ -62,6 +66,7 @@ class ShardCore:
         self.generation = generation
         self.padding = padding
         self.clock_ms = clock_ms
+        self.fresh = fresh
         self.lock = asyncio.Lock()
         self._heads = HeadStore(store, index_uid, shard, keys, signer, verify_writer)
         self._tables: list[SegmentTable] | None = None
@@ -143,7 +148,13 @@ class ShardCore:
             padding=self.padding,
             now_ms=self.clock_ms(),
             epoch=epoch,
+            keep_bytes=self.fresh.max_bytes,
         )
+
+    def keep(self, built: BuiltSegment, rows: Rows) -> None:
+        """Remember a segment that was published, for its merge."""
+        if built.nodes is not None:
+            self.fresh.keep(built.ref, rows, built.nodes)
 
     async def store_parts(
         self,

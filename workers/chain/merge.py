@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from schemas.errors import ErrorCode
 from workers.chain.codec import Codec, Node, Regroup, RowMap
+from workers.chain.fresh import Source
 from workers.chain.kinds import NodeKind
 from workers.chain.retain import Mask, Retained
 from workers.chain.rows import FIXED, GroupSet, Rows
-from workers.chain.whole import WholeSegment
 from workers.errors import Fatal
 
 _BATCH_BYTES: Final = 256 * 1024
@@ -70,7 +70,7 @@ def merge_rows(inputs: Sequence[Rows], retained: Sequence[Retained]) -> MergedRo
 
 
 def merge_nodes(
-    segments: Sequence[WholeSegment],
+    segments: Sequence[Source],
     maps: Sequence[RowMap],
     codecs: Mapping[NodeKind, Codec],
     regroup: Regroup | None,
@@ -111,7 +111,7 @@ class _Chain(NamedTuple):
 
 
 def _chains(
-    segments: Sequence[WholeSegment], maps: Sequence[RowMap], only_epoch: int | None
+    segments: Sequence[Source], maps: Sequence[RowMap], only_epoch: int | None
 ) -> Iterator[_Chain]:
     """Yield every chain, in the order of kinds and tokens.
 
@@ -142,7 +142,7 @@ def _batches(chains: Iterable[_Chain]) -> Iterator[list[_Chain]]:
         yield batch
 
 
-def _tag(segment: WholeSegment, i: int) -> Iterator[tuple[bytes, int]]:
+def _tag(segment: Source, i: int) -> Iterator[tuple[bytes, int]]:
     return ((entry, i) for entry in segment.dictionary())
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ from msgspec import Struct
 from workers.chain.buckets import INLINE_NODE_BYTES, Slot, choose_bits, encode_buckets
 from workers.chain.codec import Node
 from workers.chain.columns import Column, encode_columns, encode_dictionary
+from workers.chain.fresh import NODE_BYTES
 from workers.chain.head import SegmentRef
 from workers.chain.kinds import BlockKind, NodeKind, Padding
 from workers.chain.padding import pad, size_class
@@ -42,6 +43,7 @@ INLINE_SEGMENT_BYTES = 64 * 1024
 
 _TAG = 16
 _LABEL = 16
+_PREFIX = {kind: bytes([kind]) for kind in NodeKind}
 
 
 class Directory(Struct, frozen=True, array_like=True):
@@ -56,7 +58,11 @@ class Directory(Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class SegmentContext:
-    """What a segment is built for. `epoch` is the training epoch of its CODES nodes."""
+    """What a segment is built for.
+
+    `epoch` is the training epoch of its CODES nodes. `keep_bytes`: its nodes are also handed out in
+    clear if they take no more than this (`fresh.py`).
+    """
 
     index_uid: bytes
     shard: int
@@ -65,14 +71,19 @@ class SegmentContext:
     padding: Padding
     now_ms: int
     epoch: int = 0
+    keep_bytes: int = 0
 
 
 class BuiltSegment(NamedTuple):
-    """A segment ready to be stored: `data` is b"" when the ref carries it inline."""
+    """A segment ready to be stored: `data` is b"" when the ref carries it inline.
+
+    `nodes` are the payloads by `kind u8 ‖ token 32`, None if they were too large to keep.
+    """
 
     uid: bytes
     data: bytes
     ref: SegmentRef
+    nodes: dict[bytes, bytes] | None = None
 
 
 def build_segment(ctx: SegmentContext, rows: Rows, nodes: Iterable[Node]) -> BuiltSegment:
@@ -91,7 +102,8 @@ def build_segment(ctx: SegmentContext, rows: Rows, nodes: Iterable[Node]) -> Bui
     uid = os.urandom(16)
     seals = SegmentSeals(ctx.index_uid, ctx.shard, uid, ctx.segment_key)
     parts: list[bytes] = []
-    slots, dictionary, large = _seal_nodes(seals, nodes, ctx.padding, parts)
+    kept = _Kept(ctx.keep_bytes)
+    slots, dictionary, large = _seal_nodes(seals, kept.through(nodes), ctx.padding, parts)
     _add_dummies(slots, ctx.padding)
     at = sum(large)
     bits = choose_bits(slots)
@@ -130,7 +142,25 @@ def build_segment(ctx: SegmentContext, rows: Rows, nodes: Iterable[Node]) -> Bui
         directory_length=len(parts[-1]),
         inline=data if inline else b"",
     )
-    return BuiltSegment(uid, b"" if inline else data, ref)
+    return BuiltSegment(uid, b"" if inline else data, ref, kept.nodes)
+
+
+class _Kept:
+    """The nodes that pass by, as long as they fit."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.nodes: dict[bytes, bytes] | None = {}
+        self._room = max_bytes
+
+    def through(self, nodes: Iterable[Node]) -> Iterator[Node]:
+        for node in nodes:
+            if self.nodes is not None:
+                self._room -= NODE_BYTES + len(node.payload)
+                if self._room < 0:
+                    self.nodes = None
+                else:
+                    self.nodes[_PREFIX[node.kind] + node.token] = node.payload
+            yield node
 
 
 def _seal_nodes(
@@ -141,9 +171,8 @@ def _seal_nodes(
     dictionary: list[bytes] = []
     big: list[tuple[bytes, bytes]] = []
     seal = seals.seal_node
-    prefix = {kind: bytes([kind]) for kind in NodeKind}
     for kind, token, payload in nodes:
-        dictionary.append(prefix[kind] + token)
+        dictionary.append(_PREFIX[kind] + token)
         if len(payload) + _TAG <= INLINE_NODE_BYTES:
             label, node = seal(kind, token, payload)
             slots.append(Slot(label, node, 0, len(node)))

@@ -24,21 +24,30 @@ from workers.chain.codec import Codec, Regroup
 from workers.chain.compact import MAX_LIVE_SEGMENTS, MAX_SEGMENT_BYTES
 from workers.chain.compactor import Compaction, Compactor
 from workers.chain.core import ShardCore
+from workers.chain.fresh import FreshSegments
 from workers.chain.head import Deletes, Head, HeadSigner, VerifyWriter
 from workers.chain.kinds import NodeKind, Padding, SegmentKeys
 from workers.chain.ops import Accepted, OpStatus, Outcome, PendingBatch, Published
 from workers.chain.resolve import Resolution, resolve
 from workers.chain.retain import RETENTION_MS
+from workers.chain.rows import Rows
 from workers.chain.segment import BuiltSegment, build_segment
 from workers.chain.state import SegmentTable, change_stats
 from workers.chain.sweep import GRACE_MS, Swept, sweep_shard
 from workers.storage.store import Store
 
 
+class _Born(NamedTuple):
+    """The segment of a batch."""
+
+    built: BuiltSegment
+    rows: Rows
+    table: SegmentTable
+
+
 class _Decided(NamedTuple):
     resolution: Resolution
-    built: BuiltSegment | None
-    table: SegmentTable | None
+    born: _Born | None
 
 
 class ShardWriter:
@@ -56,6 +65,7 @@ class ShardWriter:
             clock of the batches (`Head.clock_ms`). What comes later must not be passed to `apply`.
         max_segment_bytes: larger segments are not merged further while there is room.
         clock_ms: milliseconds since 1970.
+        fresh: keeps what was just written for its merge; None keeps nothing.
     """
 
     def __init__(
@@ -73,6 +83,7 @@ class ShardWriter:
         retention_ms: int = RETENTION_MS,
         max_segment_bytes: int = MAX_SEGMENT_BYTES,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        fresh: FreshSegments | None = None,
     ) -> None:
         self.index_uid = index_uid
         self.shard = shard
@@ -86,6 +97,7 @@ class ShardWriter:
             generation=generation,
             padding=padding,
             clock_ms=clock_ms,
+            fresh=fresh or FreshSegments(0),
         )
         self._compactor = Compactor(
             self._core,
@@ -212,7 +224,7 @@ class ShardWriter:
         """Resolve a batch and build its segment. Runs in a thread; changes no state."""
         resolution = resolve(tables, batch.ops)
         if not resolution.accepted:
-            return _Decided(resolution, None, None)
+            return _Decided(resolution, None)
         ctx = self._core.context(batch.epoch)
         rows, row_of_op = assemble(
             batch.ops,
@@ -223,7 +235,8 @@ class ShardWriter:
         )
         built = build_segment(ctx, rows, batch.build_nodes(Accepted(row_of_op, rows)))
         dead = np.array(sorted(resolution.dead_rows), np.uint32)
-        return _Decided(resolution, built, SegmentTable.of_rows(built.ref, rows, dead))
+        table = SegmentTable.of_rows(built.ref, rows, dead)
+        return _Decided(resolution, _Born(built, rows, table))
 
     async def _publish(
         self, tables: Sequence[SegmentTable], batch: PendingBatch, decided: _Decided
@@ -239,22 +252,26 @@ class ShardWriter:
             for table, rows in zip(tables, killed, strict=True)
         ]
         before = list(head.deletes)
-        if decided.table is not None:
-            after.append(decided.table)
+        born = decided.born
+        if born is not None:
+            after.append(born.table)
             before.append(Deletes())
-            killed.append(decided.table.dead.astype(np.int64))
-        deletes = await self._core.store_parts(decided.built, after, before, killed)
+            killed.append(born.table.dead.astype(np.int64))
+        built = None if born is None else born.built
+        deletes = await self._core.store_parts(built, after, before, killed)
         head = msgspec.structs.replace(
             head,
             applied=batch.offset,
             next_seq=head.next_seq + len(decided.resolution.accepted),
             segments=[table.ref for table in after],
             deletes=deletes,
-            stats=change_stats(head.stats, tables, kills, decided.table),
+            stats=change_stats(head.stats, tables, kills, None if born is None else born.table),
             # A writer whose clock is ahead must not make everybody else's batches look old.
             clock_ms=max(head.clock_ms, min(batch.created_ms, self._core.clock_ms())),
         )
         await self._core.publish(head, after)
+        if born is not None:
+            self._core.keep(born.built, born.rows)
 
     def _published(self, outcomes: list[Outcome]) -> Published:
         opened = self._core.opened

@@ -16,13 +16,14 @@ import random
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 
 from schemas.errors import ErrorCode, ErrorInfo
 from schemas.update import UpdateOp
+from workers.chain.fresh import FreshSegments
 from workers.chain.head import Head, HeadSigner
 from workers.chain.kinds import NodeKind
 from workers.chain.ops import OpStatus, PendingBatch, Published
@@ -58,6 +59,8 @@ MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
 SWEEP_S: Final = 3600.0
 """Seconds between two sweeps of a shard's garbage."""
 MAX_LIVE_SEGMENTS: Final = 8
+FRESH_BYTES: Final = 64 * 1024 * 1024
+"""About how much the process keeps of what it has just written, to merge it."""
 _DAMAGED_WAIT_S: Final = 30.0
 
 
@@ -76,6 +79,7 @@ class Services:
     segments: Total
     health: Health
     announced: Announced
+    fresh: FreshSegments = field(default_factory=lambda: FreshSegments(FRESH_BYTES))
 
 
 class Shard:
@@ -191,6 +195,7 @@ class Shard:
                     },
                     generation=lease.generation,
                     padding=lease.config.padding,
+                    fresh=services.fresh,
                 )
                 floor = services.announced.version(self.index, self.uid, self.number)
                 await writer.load(floor)
