@@ -51,7 +51,6 @@ WELL_KNOWN: dict[str, tuple[str, ...]] = {
     "vault_client_cert": ("VAULT_CLIENT_CERT",),
     "vault_client_key": ("VAULT_CLIENT_KEY",),
     "vault_skip_verify": ("VAULT_SKIP_VERIFY",),
-    "kms_gcp_credentials_file": ("GOOGLE_APPLICATION_CREDENTIALS",),
 }
 # Variables of ours that are no fields.
 _NO_FIELDS = frozenset({"SEALSTREAM_CONFIG"})
@@ -206,7 +205,8 @@ class Settings(BaseModel):
     )
     kms_gcp_credentials_file: Path | None = Field(
         default=None,
-        description="Credentials for Google Cloud KMS; unset: as Google's own tools find them.",
+        description="Service account key or workload identity configuration for Google Cloud KMS;"
+        " unset: as Google's own tools find credentials.",
     )
     kms_pkcs11_module: Path | None = Field(
         default=None, description="PKCS#11 library of the hardware security module."

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import aioboto3
 import aiohttp
 from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -138,6 +139,7 @@ class AwsKms:
         quiet("aioboto3", "aiobotocore", "boto3", "botocore", "urllib3")
         self.default_key = _checked_key(default_key)
         self._config = config
+        self._core = AioSession()
         try:
             self._session = aioboto3.Session(
                 aws_access_key_id=config.access_key_id,
@@ -145,6 +147,7 @@ class AwsKms:
                 aws_session_token=config.session_token,
                 profile_name=config.profile,
                 region_name=config.region,
+                botocore_session=self._core,
             )
         except ProfileNotFound:
             raise misconfigured("the AWS profile for the KMS does not exist") from None
@@ -217,6 +220,7 @@ class AwsKms:
         return self._config.arn_prefix + _checked_key(key_id)
 
     async def _call(self, use: Use, operation: str, **parameters: Any) -> dict[str, Any]:
+        await self._load()
         try:
             async with deadline(self._config.timeout_s):
                 client = await self._open()
@@ -234,6 +238,12 @@ class AwsKms:
             raise foreign_answer()
         return answer
 
+    async def _load(self) -> None:
+        """Have the library read its descriptions of AWS, once: off the loop and the clock."""
+        async with self._open_lock:
+            if self._client is None:
+                await asyncio.to_thread(_read_models, self._core)
+
     async def _open(self) -> Any:
         async with self._open_lock:
             if self._client is None:
@@ -248,10 +258,21 @@ class AwsKms:
                             read_timeout=timeout_s,
                             retries={"mode": "standard", "total_max_attempts": 3},
                             parameter_validation=False,
+                            # Calls are rare (keys are cached): a connection each, so none is
+                            # ever stale.
+                            connector_args={"force_close": True, "keepalive_timeout": None},
                         ),
                     )
                 )
             return self._client
+
+
+def _read_models(core: Any) -> None:
+    loader = core.get_component("data_loader")
+    for name in ("service-2", "endpoint-rule-set-1"):
+        loader.load_service_model("kms", name)
+    for name in ("endpoints", "partitions", "sdk-default-configuration"):
+        loader.load_data(name)
 
 
 def _checked_key(key_id: str) -> str:

@@ -21,13 +21,16 @@ from typing import Any, Final, Literal, TypeVar
 import google.auth
 import google_crc32c
 import grpc
+import msgspec
 from google.api_core import exceptions as api
 from google.api_core.retry import AsyncRetry, if_exception_type
 from google.auth import exceptions as auth
+from google.auth import identity_pool
 from google.cloud import kms_v1
 from google.cloud.kms_v1.services.key_management_service.transports import (
     KeyManagementServiceGrpcAsyncIOTransport as Transport,
 )
+from google.oauth2 import service_account
 
 from workers.crypto.secret import SecretBytes
 from workers.errors import SealstreamError
@@ -80,8 +83,8 @@ class GcpConfig:
         ring: `projects/P/locations/L/keyRings/R`.
         endpoint: HOST or HOST:PORT instead of the public one.
         ca_file: CA certificates (PEM) the endpoint is checked against; None: the library's.
-        credentials_file: service account key or workload identity configuration; None: what the
-            library finds by itself.
+        credentials_file: service account key or workload identity configuration (files and URLs,
+            no programs); None: what the library finds by itself.
         timeout_s: seconds one call may take.
     """
 
@@ -155,6 +158,8 @@ class GcpKms:
                     request=kms_v1.GetCryptoKeyRequest(name=name), **how
                 ),
             )
+            if key.name != name:
+                raise foreign_answer()
             enabled = kms_v1.CryptoKeyVersion.CryptoKeyVersionState.ENABLED
             if not key.primary.name or key.primary.state != enabled:
                 raise key_disabled("the KMS key has no enabled primary version")
@@ -269,10 +274,21 @@ def _credentials(file: Path | None) -> Any:
     scopes = Transport.AUTH_SCOPES
     if file is None:
         return google.auth.default(default_scopes=scopes)[0]
-    found: Any = google.auth.load_credentials_from_file(  # type: ignore[no-untyped-call]
-        str(file), default_scopes=scopes
-    )
-    return found[0]
+    try:
+        info = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        raise denied("the file with the Google credentials cannot be read") from None
+    # Each kind by its own loader: a file of another kind may name a program to run.
+    match info.get("type"):
+        case "service_account":
+            return service_account.Credentials.from_service_account_info(  # type: ignore[no-untyped-call]
+                info, default_scopes=scopes
+            )
+        case "external_account":
+            return identity_pool.Credentials.from_info(  # type: ignore[no-untyped-call]
+                info, default_scopes=scopes
+            )
+    raise denied("the Google credentials must be a service account's or a workload identity's")
 
 
 def _channel(*args: Any, **kwargs: Any) -> Any:

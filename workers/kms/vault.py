@@ -21,6 +21,7 @@ from workers.crypto.secret import SecretBytes
 from workers.kms.base import KeyInfo, Wrapped, check_key_id, context_bytes
 from workers.kms.deadline import deadline
 from workers.kms.errors import (
+    KmsDenied,
     KmsKeyGone,
     foreign_answer,
     key_gone,
@@ -114,6 +115,11 @@ class VaultKms:
         body = _body(context, b"plaintext", base64.b64encode(plaintext.view()))
         try:
             status, answer = await self._call("POST", "encrypt", key_id, body)
+        except KmsDenied:
+            # Asking for a key that is gone counts as making one, which no policy of ours allows.
+            self._bound.discard(key_id)
+            await self.describe(key_id)
+            raise
         finally:
             body[:] = bytes(len(body))
         if status == 400:

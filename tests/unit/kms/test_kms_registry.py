@@ -87,13 +87,11 @@ def test_the_variables_of_the_providers_own_tools_count(tmp_path: Path) -> None:
             "VAULT_CLIENT_CERT": "/c",
             "VAULT_CLIENT_KEY": "/k",
             "VAULT_SKIP_VERIFY": "true",
-            "GOOGLE_APPLICATION_CREDENTIALS": "/g",
         },
     )
     assert found.vault_token_file == Path("/run/token")
     assert (found.vault_client_cert, found.vault_client_key) == (Path("/c"), Path("/k"))
     assert found.vault_skip_verify
-    assert found.kms_gcp_credentials_file == Path("/g")
 
 
 async def test_verification_is_off_only_when_asked() -> None:
