@@ -47,6 +47,8 @@ COMMANDS: Final[tuple[Verb, ...]] = (
     Verb("worker", "workers.cli.worker:worker", _OPERATE, "Run one worker process."),
     Verb("topics", "workers.cli.topics:app", _OPERATE, "Create the Kafka topics."),
     Verb("config", "workers.cli.config:app", _OPERATE, "Explain the settings."),
+    Verb("health", "workers.cli.health:health", _OPERATE, "Tell whether the workers here work."),
+    Verb("provision", "workers.cli.provision:app", _OPERATE, "Files for parts that run apart."),
     Verb("realm", "workers.cli.realm:app", _OPERATE, "Make the root of a deployment."),
     Verb("bench", "workers.cli.bench:bench", _OPERATE, "Measure, against baselines."),
 )

@@ -25,8 +25,8 @@ KMS_SPEC = f"vault:{MOUNT}/{KEY}"
 PORTS = ("vault", "vault-cluster")
 # Its initialisation takes seconds, and must not be cut off: it tells the unseal key only once.
 _CALL_S = 30.0
-_POLICY_NAME = "sealstream-keys"
-_POLICY = "\n".join(
+POLICY_NAME = "sealstream-keys"
+POLICY = "\n".join(
     f'path "{MOUNT}/{verb}/{KEY}" {{ capabilities = ["{capability}"] }}'
     for verb, capability in (
         ("encrypt", "update"),
@@ -77,13 +77,13 @@ async def key_service_env(home: Path, ports: Mapping[str, int]) -> dict[str, str
     await _call(
         "POST", port, f"/v1/{MOUNT}/keys/{KEY}", root, {"type": "aes256-gcm96", "derived": True}
     )
-    await _call("PUT", port, f"/v1/sys/policies/acl/{_POLICY_NAME}", root, {"policy": _POLICY})
+    await _call("PUT", port, f"/v1/sys/policies/acl/{POLICY_NAME}", root, {"policy": POLICY})
     made = await _call(
         "POST",
         port,
         "/v1/auth/token/create-orphan",
         root,
-        {"policies": [_POLICY_NAME], "no_default_policy": True, "ttl": "768h"},
+        {"policies": [POLICY_NAME], "no_default_policy": True, "ttl": "768h"},
     )
     return {"VAULT_ADDR": _address(ports), "VAULT_TOKEN": str(made["auth"]["client_token"])}
 
