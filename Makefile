@@ -5,6 +5,8 @@
 #   make check      format, lint, types, layers, generated schemas, unit tests
 #   make test       all tests but those that take minutes
 #   make test-long  those that take minutes
+#   make test-containers  those in containers: needs Docker and the images (.ci/containers)
+#   make test-kafka the tests of the running system on Apache Kafka (ARGS="-m core": the short way)
 #   make bench      a benchmark: make bench NAME=seal
 #   make fmt        format and mend what can be mended
 
@@ -18,14 +20,18 @@ BIN := $(VENV)/bin
 HOME_DIR ?= .sealstream
 NAME ?=
 ARGS ?=
+# What meets a broker.
+KAFKA_TESTS := tests/contract/test_broker_contract.py tests/contract/test_pump_contract.py \
+	tests/integration tests/chaos/test_kills.py tests/chaos/test_zombies.py \
+	tests/chaos/test_damage_stack.py tests/kafka --ignore=tests/integration/containers
 # The first Python that is new enough; PYTHON=... chooses another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 
-.PHONY: help demo up down check test test-long bench fmt clean
+.PHONY: help demo up down check test test-long test-containers test-kafka bench fmt clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '3,9p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '3,11p'
 
 $(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then \
@@ -66,10 +72,16 @@ check: $(VENV)/.dev-stamp
 	$(BIN)/pytest -q tests/unit tests/vectors $(ARGS)
 
 test: $(VENV)/.dev-stamp
-	$(BIN)/pytest -m "not long" $(ARGS)
+	$(BIN)/pytest -m "not long and not kafka and not containers" $(ARGS)
 
 test-long: $(VENV)/.dev-stamp
-	$(BIN)/pytest -m long $(ARGS)
+	$(BIN)/pytest -m "long and not kafka and not containers" $(ARGS)
+
+test-containers: $(VENV)/.dev-stamp
+	$(BIN)/pytest -m containers tests/integration/containers $(ARGS)
+
+test-kafka: $(VENV)/.dev-stamp
+	$(BIN)/pytest --broker kafka $(KAFKA_TESTS) $(ARGS)
 
 bench: $(VENV)/.bench-stamp
 	@[ -n "$(NAME)" ] || { echo "which one? make bench NAME=seal; see sealstream bench --help" >&2; exit 2; }

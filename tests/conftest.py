@@ -1,7 +1,8 @@
 """Real servers and a whole stack, started at most once a run, by the command that users call.
 
 `servers`: S3 and Kafka. `stack`: all workers as well. Both run in a temporary home and are gone
-when pytest ends, also when it is killed.
+when pytest ends, also when it is killed. `--broker` says which Kafka: Tansu, which the local stack
+brings along, or Apache Kafka (`kafka_kit.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from pathlib import Path
 
 import pytest
 import structlog
+
+# Test folders are no packages (importlib mode): make the kit importable.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from kafka_kit import Kafka, kafka
 
 from workers.local.process import die_with_parent
 from workers.local.state import StackState, read_state
@@ -89,24 +95,60 @@ def local_stack(
         process.wait()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--broker",
+        choices=("tansu", "kafka"),
+        default="tansu",
+        help="broker of stacks and contract suites: Tansu (default) or Apache Kafka",
+    )
+
+
+StartStack = Callable[..., AbstractContextManager[RunningStack]]
+
+
+@contextmanager
+def stack_on_kafka(
+    home: Path, *options: str, environ: Mapping[str, str] | None = None
+) -> Iterator[RunningStack]:
+    """`local_stack` on a broker that is not part of it."""
+    servers_only = "--servers-only" in options
+    with (
+        kafka(home / "kafka", topics=not servers_only) as broker,
+        local_stack(home, "--kafka", broker.bootstrap, *options, environ=environ) as running,
+    ):
+        yield running
+
+
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def start_stack(pytestconfig: pytest.Config) -> StartStack:
+    """Run a stack on the broker of this run; for tests that need one of another shape."""
+    return local_stack if pytestconfig.getoption("broker") == "tansu" else stack_on_kafka
+
+
+@pytest.fixture(scope="session")
+def servers(
+    start_stack: StartStack, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningStack]:
     """S3 and Kafka, without topics and workers; tests make topics and prefixes of their own."""
-    with local_stack(tmp_path_factory.mktemp("servers"), "--servers-only") as running:
+    with start_stack(tmp_path_factory.mktemp("servers"), "--servers-only") as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def stack(
+    start_stack: StartStack, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningStack]:
     """The whole local stack; tests make indexes of their own."""
-    with local_stack(tmp_path_factory.mktemp("stack")) as running:
+    with start_stack(tmp_path_factory.mktemp("stack")) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def start_stack() -> Callable[..., AbstractContextManager[RunningStack]]:
-    """`local_stack`, for tests that need a stack of another shape."""
-    return local_stack
+def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    """Apache Kafka for tests whose topics have names of their own."""
+    with kafka(tmp_path_factory.mktemp("kafka"), topics=False) as broker:
+        yield broker
 
 
 @pytest.fixture(autouse=True)

@@ -138,9 +138,9 @@ class Settings(BaseModel):
         description="Seconds after which a silent worker's partitions go to others; within the"
         " broker's limits.",
     )
-    idempotent_producer: bool = Field(
-        default=True,
-        description="Use Kafka's idempotent producer; off for brokers without it (the local one).",
+    idempotent_producer: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Kafka's idempotent producer: auto (where the broker has it), true, or false.",
     )
     topic_prefix: str = Field(
         default="", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Put before every topic name."

@@ -102,6 +102,7 @@ async def audit(
         await assert_verified(stack, index)
 
 
+@pytest.mark.core
 async def test_kill_each_kind_in_the_middle_of_a_bulk_ingest(client: Client, chaos: Any) -> None:
     mails = documents(1500)
     step = len(mails) // (len(ROLES) + 2)

@@ -1,4 +1,4 @@
-"""Real servers for the contract suites, started once a run: SeaweedFS and Tansu."""
+"""Real servers for the contract suites, started once a run: SeaweedFS, Tansu or Apache Kafka."""
 
 from __future__ import annotations
 
@@ -167,8 +167,17 @@ async def tansu(home: Path) -> AsyncIterator[Tansu]:
 
 
 @pytest.fixture
-async def aio_broker(tansu: Tansu) -> AsyncIterator[AioBroker]:
-    config = KafkaConfig(bootstrap=tansu.bootstrap, rebalance_timeout_s=10.0, session_timeout_s=6.0)
+def bootstrap(request: pytest.FixtureRequest) -> str:
+    """The broker that `--broker` names."""
+    wanted = request.config.getoption("broker")
+    running = request.getfixturevalue("tansu" if wanted == "tansu" else "apache_kafka")
+    found: str = running.bootstrap
+    return found
+
+
+@pytest.fixture
+async def aio_broker(bootstrap: str) -> AsyncIterator[AioBroker]:
+    config = KafkaConfig(bootstrap=bootstrap, rebalance_timeout_s=10.0, session_timeout_s=6.0)
     broker = AioBroker(config)
     yield broker
     await broker.aclose()

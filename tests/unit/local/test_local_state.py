@@ -100,7 +100,7 @@ def test_an_unusable_home_is_told(tmp_path: Path) -> None:
 
 def test_remembered_survives_nonsense(tmp_path: Path) -> None:
     assert state.read_remembered(tmp_path) == state.Remembered()
-    kept = state.Remembered({"s3": 20001}, "vault")
+    kept = state.Remembered({"s3": 20001}, "vault", "kafka.example.org:9093")
     state.write_remembered(tmp_path, kept)
     assert state.read_remembered(tmp_path) == kept
     (tmp_path / "stack.json").write_text('{"ports": {"s3": "x", "kafka": 3}}')
