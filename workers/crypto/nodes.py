@@ -12,14 +12,13 @@ the encryption of a small node, so nothing here caches them.
 
 from __future__ import annotations
 
-import hmac
 import io
 from functools import lru_cache
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from workers.crypto.derive import LABEL_BYTES, TOKEN_BYTES, Prf, node_message
+from workers.crypto.derive import LABEL_BYTES, TOKEN_BYTES, Prf, mac, node_message
 from workers.crypto.errors import OpenFailed
 from workers.crypto.lp import lp
 from workers.crypto.secret import Key, key_view
@@ -108,7 +107,7 @@ class NodeSealer:
     def label_and_key(self, token: bytes, kind: int, part: int) -> tuple[bytes, bytes]:
         """Return a node's label (16 bytes) and key (32 bytes)."""
         secret = self._prf.digest(node_message(token))[:TOKEN_BYTES]
-        derived = hmac.digest(secret, self._uid + _ints(kind, part), "sha512")
+        derived = mac(secret, self._uid + _ints(kind, part))
         return derived[:LABEL_BYTES], derived[LABEL_BYTES:48]
 
     def seal(
