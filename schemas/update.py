@@ -71,11 +71,12 @@ class UpdateOp(Quiet, frozen=True, kw_only=True, array_like=True):
         metadata: msgpack of a dict; empty if there is none.
         vector: float32 LE; empty if there is none.
         content: encoded object pointer; empty if there is none.
-        groups: group tokens of the document's access list.
+        groups: group tokens of the document's access list (ACCESS: of its new one).
         caller_groups: group tokens of the caller, who must be in the old access list.
         reply_key: encoded HPKE public key that results are sealed to; empty if in clear.
         scope_overwrite: the caller's scope alone allows overwriting.
         request_key: Kafka key of the source record; results are sent under it.
+        access_version: ACCESS: of the new list; `if_version` names the document's version.
     """
 
     kind: OpKind
@@ -96,6 +97,7 @@ class UpdateOp(Quiet, frozen=True, kw_only=True, array_like=True):
     reply_key: bytes = b""
     scope_overwrite: bool = False
     request_key: bytes = b""
+    access_version: U32 = 0
 
 
 class UpdateBatch(Quiet, frozen=True, kw_only=True, array_like=True):

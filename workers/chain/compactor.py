@@ -168,8 +168,12 @@ class Compactor:
             rows=sum(table.ref.rows for table in tables),
             pairs=head.stats.pairs - dropped,
         )
+        access = head.access
+        if access is not None and access.uid and access.generation != core.generation:
+            access = await core.store_access(await core.access())
         head = msgspec.structs.replace(
             head,
+            access=access,
             segments=[table.ref for table in tables],
             deletes=deletes,
             stats=stats,

@@ -13,10 +13,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.chain.access import AccessTable, load_access, seal_access
 from workers.chain.bitmap import fold_deletes
 from workers.chain.faults import damaged, fenced
 from workers.chain.fresh import FreshSegments
-from workers.chain.head import Deletes, Head, HeadSigner, OpenedHead, VerifyWriter
+from workers.chain.head import AccessRef, Deletes, Head, HeadSigner, OpenedHead, VerifyWriter
 from workers.chain.kinds import Padding, SegmentKeys
 from workers.chain.load import load_tables
 from workers.chain.publish import HeadStore
@@ -70,6 +71,7 @@ class ShardCore:
         self.lock = asyncio.Lock()
         self._heads = HeadStore(store, index_uid, shard, keys, signer, verify_writer)
         self._tables: list[SegmentTable] | None = None
+        self._access: tuple[AccessRef | None, AccessTable] = (None, {})
 
     @property
     def opened(self) -> OpenedHead:
@@ -114,6 +116,29 @@ class ShardCore:
             except (SegmentGone, NotFound) as exc:
                 raise await self.missing() from exc
         return self._tables
+
+    async def access(self) -> AccessTable:
+        """Return the changed access lists of the head, loading them when needed.
+
+        Raises:
+            Fenced, Damaged, Retry: as `tables`.
+        """
+        ref = self.head.access
+        if self._access[0] != ref:
+            try:
+                table = await load_access(self.store, ref, self.index_uid, self.shard, self.keys)
+            except NotFound as exc:
+                raise await self.missing() from exc
+            self._access = (ref, table)
+        return self._access[1]
+
+    async def store_access(self, table: AccessTable) -> AccessRef | None:
+        """Store changed access lists; return what the next head says of them. Raises Retry."""
+        uid = os.urandom(16)
+        ref, blob = seal_access(table, self.index_uid, self.shard, uid, self.keys, self.generation)
+        if blob:
+            await self.store.put(layout.access(self.index_uid, self.shard, uid), blob)
+        return ref
 
     async def missing(self) -> SealstreamError:
         """Return the error for an object that the head names and the store does not have."""

@@ -92,13 +92,26 @@ class SegmentRef(Struct, frozen=True, array_like=True):
     inline: bytes = b""
 
 
+class AccessRef(Struct, frozen=True, array_like=True):
+    """The shard's changed access lists: `inline`, or in the object `uid` with that SHA-256.
+
+    `generation` is that of the object's key.
+    """
+
+    inline: bytes = b""
+    uid: bytes = b""
+    sha256: bytes = b""
+    generation: int = 0
+
+
 class Head(Struct, frozen=True, array_like=True):
     """A shard at a version.
 
     `deletes[i]` belongs to `segments[i]`. `applied` is the highest index-update offset contained,
     -1 if none. `vector` is opaque here (centroids, epoch). `versions` names the analyzer and the
     codecs. `clock_ms` is when the newest batch that was applied had been made, by its writer's
-    clock: what is older than it by the retention is refused, and only then do floors go.
+    clock: what is older than it by the retention is refused, and only then do floors go. `access`
+    names the lists that were changed after their documents were written (`access.py`).
     """
 
     v: int
@@ -118,10 +131,13 @@ class Head(Struct, frozen=True, array_like=True):
     vector: bytes = b""
     versions: dict[str, str] = {}
     clock_ms: int = 0
+    access: AccessRef | None = None
 
     def generations(self) -> set[int]:
         """Return the key generations that this shard still needs."""
         named = {ref.generation for ref in self.segments}
+        if self.access is not None and self.access.uid:
+            named.add(self.access.generation)
         return named | {one.generation for one in self.deletes if one.base} | {self.generation}
 
 

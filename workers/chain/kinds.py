@@ -48,6 +48,7 @@ class BlockKind(IntEnum):
     DELETES = 16
     KINDS = 17
     OBJECT_IDS = 18
+    ACCESS = 19
 
 
 @unique

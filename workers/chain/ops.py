@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import ErrorInfo
 from schemas.position import Order
+from workers.chain.access import AccessChange
 from workers.chain.codec import Node
 from workers.chain.kinds import RowKind
 from workers.chain.rows import Rows
@@ -78,6 +79,7 @@ class PendingBatch:
     Args:
         offset: the highest index-update offset among them; becomes the head's `applied`.
         ops: the operations; may be empty (then only `applied` advances).
+        access: access lists to be replaced, in the order of their records.
         build_nodes: called once with the accepted rows.
         vocabulary: opaque blocks for prefix queries.
         epoch: training epoch of the CODES nodes in it.
@@ -90,6 +92,7 @@ class PendingBatch:
     vocabulary: Sequence[bytes] = ()
     epoch: int = 0
     created_ms: int = 0
+    access: Sequence[AccessChange] = ()
 
 
 @unique

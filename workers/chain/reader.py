@@ -11,10 +11,12 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from workers.chain.access import AccessTable, load_access
 from workers.chain.bitmap import DeadRows, no_rows, open_deletes
 from workers.chain.faults import damaged
 from workers.chain.head import (
     NO_HASH,
+    AccessRef,
     Deletes,
     OpenedHead,
     SegmentRef,
@@ -70,6 +72,7 @@ class ShardReader:
         self._min_version = 0
         self._files: dict[bytes, SegmentFile] = {}
         self._dead: dict[bytes, tuple[Deletes, DeadRows]] = {}
+        self._access: tuple[AccessRef | None, AccessTable] = (None, {})
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -117,7 +120,7 @@ class ShardReader:
         except NotFound as exc:
             again = await self._read_head()
             if again.sha256 == opened.sha256:
-                raise damaged(f"a deletion bitmap of shard {self.shard} is missing") from exc
+                raise damaged(f"an object that shard {self.shard} names is missing") from exc
             opened = again
             snapshot = await self._build_or_damaged(again)
         self._opened, self._snapshot = opened, snapshot
@@ -154,18 +157,30 @@ class ShardReader:
         try:
             return await self._build(opened)
         except NotFound as exc:
-            raise damaged(f"a deletion bitmap of shard {self.shard} is missing") from exc
+            raise damaged(f"an object that shard {self.shard} names is missing") from exc
 
     async def _build(self, opened: OpenedHead) -> Snapshot:
         head = opened.head
         files = {ref.uid: self._file(ref) for ref in head.segments}
         pairs = list(zip(head.segments, head.deletes, strict=True))
         dead = await gather_all([self._load_dead(ref, deletes) for ref, deletes in pairs])
+        if self._access[0] != head.access:
+            table = await load_access(
+                self._store, head.access, self.index_uid, self.shard, self._keys
+            )
+            self._access = (head.access, table)
         self._files = files
         self._dead = {
             ref.uid: (deletes, rows) for (ref, deletes), rows in zip(pairs, dead, strict=True)
         }
-        return Snapshot(opened, list(files.values()), dead, self._cache, self._still_named)
+        return Snapshot(
+            opened,
+            list(files.values()),
+            dead,
+            self._cache,
+            self._still_named,
+            access=self._access[1],
+        )
 
     def _file(self, ref: SegmentRef) -> SegmentFile:
         return self._files.get(ref.uid) or SegmentFile(

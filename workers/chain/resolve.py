@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import ErrorCode, ErrorInfo
+from workers.chain.access import AccessTable
 from workers.chain.kinds import RowKind
 from workers.chain.ops import OpStatus, Outcome, PendingOp
 from workers.chain.rows import GroupSet, ids_array, split_ids
@@ -45,7 +46,8 @@ NEW = -1
 """Segment number of rows that this batch makes."""
 
 _IGNORED = Outcome(OpStatus.IGNORED, 0, None)
-_FINAL = (RowKind.DOC, RowKind.TOMBSTONE)
+FINAL = (RowKind.DOC, RowKind.TOMBSTONE)
+"""Kinds of rows that replace all that stood under their id."""
 
 
 @dataclass(slots=True)
@@ -81,15 +83,23 @@ class Resolution:
         return {segment: np.unique(rows) for segment, rows in self.kills.items()}
 
 
-def resolve(tables: Sequence[SegmentTable], ops: Sequence[PendingOp]) -> Resolution:
-    """Decide a batch, each operation seeing what those before it did. Pure; changes no table."""
+def resolve(
+    tables: Sequence[SegmentTable], ops: Sequence[PendingOp], access: AccessTable | None = None
+) -> Resolution:
+    """Decide a batch, each operation seeing what those before it did. Pure; changes no table.
+
+    Args:
+        tables: the live segments.
+        ops: of the batch.
+        access: access lists that count instead of those in the tables.
+    """
     result = Resolution()
-    known = _known_rows(tables, ops)
+    known = _known_rows(tables, ops, access or {})
     fields = {name for table in tables for name in table.lengths}
     for index, op in enumerate(ops):
         rows = known.setdefault(op.object_id, [])
         source = (op.order.stream, op.order.partition)
-        final = op.kind in _FINAL
+        final = op.kind in FINAL
         if rows and _is_late(rows, source, op.order.offset, final=final):
             result.outcomes.append(_IGNORED)
             continue
@@ -122,7 +132,7 @@ def resolve(tables: Sequence[SegmentTable], ops: Sequence[PendingOp]) -> Resolut
 
 
 def _known_rows(
-    tables: Sequence[SegmentTable], ops: Sequence[PendingOp]
+    tables: Sequence[SegmentTable], ops: Sequence[PendingOp], access: AccessTable
 ) -> dict[bytes, list[_Row]]:
     ids = list({op.object_id for op in ops})
     hi, lo = split_ids(ids_array(ids))
@@ -151,7 +161,7 @@ def _known_rows(
                 _Row(
                     segment,
                     row,
-                    kind in _FINAL,
+                    kind in FINAL,
                     kind == RowKind.DOC,
                     (stream, partition),
                     offset,
@@ -161,6 +171,10 @@ def _known_rows(
                     table.group_sets[group_set] if group_set >= 0 else (),
                 )
             )
+    for name in access.keys() & known.keys():
+        for known_row in known[name]:
+            if known_row.document and known_row.version == access[name].document:
+                known_row.groups = access[name].groups
     return known
 
 

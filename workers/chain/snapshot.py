@@ -7,6 +7,7 @@ cost is counted in `stats`; `measured()` gives a view with counters of its own.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import ErrorCode
+from workers.chain.access import AccessTable
 from workers.chain.bitmap import DeadRows
 from workers.chain.columns import RECORDS, Record
 from workers.chain.faults import damaged
@@ -39,6 +41,7 @@ class Snapshot:
         files: its segments, in the head's order; "segment i" below is an index into them.
         dead: their dead rows.
         still_named: asks whether the current head names a segment uid.
+        access: the lists that were changed after their documents were written.
     """
 
     def __init__(
@@ -49,12 +52,15 @@ class Snapshot:
         cache: BlockCache | None,
         still_named: Callable[[bytes], Awaitable[bool]],
         stats: ReadStats | None = None,
+        *,
+        access: AccessTable | None = None,
     ) -> None:
         self._opened = opened
         self._files = list(files)
         self._dead = list(dead)
         self._cache = cache
         self._still_named = still_named
+        self._access = access or {}
         self._live: dict[int, NDArray[np.bool_]] = {}
         self.stats = stats or ReadStats()
 
@@ -109,7 +115,13 @@ class Snapshot:
     def measured(self) -> Snapshot:
         """Return the same snapshot with counters at zero, for one query's `explain`."""
         view = Snapshot(
-            self._opened, self._files, self._dead, self._cache, self._still_named, ReadStats()
+            self._opened,
+            self._files,
+            self._dead,
+            self._cache,
+            self._still_named,
+            ReadStats(),
+            access=self._access,
         )
         view._live = self._live
         return view
@@ -192,7 +204,42 @@ class Snapshot:
 
     async def groups(self, segment: int, rows: RowNumbers) -> list[GroupSet]:
         """Return the access list (group tokens) of rows, () where there is none."""
+        found = await self.written_groups(segment, rows)
+        changed = await self.changed_groups(segment)
+        if changed:
+            found = [changed.get(row, one) for row, one in zip(rows.tolist(), found, strict=True)]
+        return found
+
+    async def written_groups(self, segment: int, rows: RowNumbers) -> list[GroupSet]:
+        """Return the access lists that rows were written with, changed since or not."""
         return await self._guard(lambda: self._table(segment).groups(rows))
+
+    @property
+    def access_key(self) -> bytes:
+        """What changes when an access list is changed, for who caches what follows from lists."""
+        ref = self._opened.head.access
+        return b"" if ref is None else ref.uid or hashlib.sha256(ref.inline).digest()
+
+    async def changed_groups(self, segment: int) -> dict[int, GroupSet]:
+        """Return the access lists of those live documents whose list was changed, by row.
+
+        `rows` and `written_groups` have the lists that documents were written with, `groups` and
+        this the present ones.
+        """
+        names = list(self._access)
+        if not names:
+            return {}
+        live = self.live(segment)
+        hits = await self._guard(lambda: self._table(segment).find(names))
+        found = [(i, row) for i, row, kind in hits if kind == RowKind.DOC and live[row]]
+        if not found:
+            return {}
+        origins = await self.origins(segment, np.array([row for _, row in found], dtype=np.int64))
+        return {
+            row: self._access[names[i]].groups
+            for (i, row), version in zip(found, origins["version"].tolist(), strict=True)
+            if version == self._access[names[i]].document
+        }
 
     async def vocabulary(self, segment: int) -> list[bytes]:
         """Return the opaque vocabulary blocks of a segment."""

@@ -57,7 +57,12 @@ async def sweep_shard(
     # List first: what is named afterwards by a newer head is then not mistaken for garbage.
     listed = [
         key
-        for folder in ("segments/", "deletes/", *(["centroids/"] if centroids is not None else []))
+        for folder in (
+            "segments/",
+            "deletes/",
+            "access/",
+            *(["centroids/"] if centroids is not None else []),
+        )
         for key in await _keys(core.store, layout.shard_prefix(core.index_uid, core.shard) + folder)
     ]
     now_ms = core.clock_ms()
@@ -88,6 +93,8 @@ def _named(core: ShardCore) -> set[str]:
         for deletes in head.deletes
         if deletes.base
     }
+    if head.access is not None and head.access.uid:
+        named.add(layout.access(core.index_uid, core.shard, head.access.uid))
     return named
 
 

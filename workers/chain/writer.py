@@ -19,6 +19,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from workers.chain.access import AccessTable, with_changes, without
 from workers.chain.assemble import assemble
 from workers.chain.codec import Codec, Regroup
 from workers.chain.compact import MAX_LIVE_SEGMENTS, MAX_SEGMENT_BYTES
@@ -28,7 +29,7 @@ from workers.chain.fresh import FreshSegments
 from workers.chain.head import Deletes, Head, HeadSigner, VerifyWriter
 from workers.chain.kinds import NodeKind, Padding, SegmentKeys
 from workers.chain.ops import Accepted, OpStatus, Outcome, PendingBatch, Published
-from workers.chain.resolve import Resolution, resolve
+from workers.chain.resolve import FINAL, Resolution, resolve
 from workers.chain.retain import RETENTION_MS
 from workers.chain.rows import Rows
 from workers.chain.segment import BuiltSegment, build_segment
@@ -47,6 +48,7 @@ class _Born(NamedTuple):
 
 class _Decided(NamedTuple):
     resolution: Resolution
+    access: AccessTable
     born: _Born | None
 
 
@@ -161,8 +163,8 @@ class ShardWriter:
         async with self._core.lock:
             if batch.offset <= self.head.applied:
                 return self._published([Outcome(OpStatus.IGNORED, 0, None)] * len(batch.ops))
-            tables = await self._core.tables()
-            decided = await asyncio.to_thread(self._decide, tables, batch)
+            tables, access = await self._core.tables(), await self._core.access()
+            decided = await asyncio.to_thread(self._decide, tables, batch, access)
             await self._publish(tables, batch, decided)
             return self._published(decided.resolution.outcomes)
 
@@ -220,11 +222,17 @@ class ShardWriter:
         """Delete the shard's garbage; see `sweep.sweep_shard`."""
         return await sweep_shard(self._core, grace_ms=grace_ms, centroids=centroids)
 
-    def _decide(self, tables: Sequence[SegmentTable], batch: PendingBatch) -> _Decided:
+    def _decide(
+        self, tables: Sequence[SegmentTable], batch: PendingBatch, access: AccessTable
+    ) -> _Decided:
         """Resolve a batch and build its segment. Runs in a thread; changes no state."""
-        resolution = resolve(tables, batch.ops)
+        # What a list becomes counts for the whole batch, also for what came a moment before it.
+        access = with_changes(access, batch.access, tables)
+        resolution = resolve(tables, batch.ops, access)
+        accepted = (batch.ops[number] for number in resolution.accepted)
+        access = without(access, {op.object_id for op in accepted if op.kind in FINAL})
         if not resolution.accepted:
-            return _Decided(resolution, None)
+            return _Decided(resolution, access, None)
         ctx = self._core.context(batch.epoch)
         rows, row_of_op = assemble(
             batch.ops,
@@ -236,7 +244,7 @@ class ShardWriter:
         built = build_segment(ctx, rows, batch.build_nodes(Accepted(row_of_op, rows)))
         dead = np.array(sorted(resolution.dead_rows), np.uint32)
         table = SegmentTable.of_rows(built.ref, rows, dead)
-        return _Decided(resolution, _Born(built, rows, table))
+        return _Decided(resolution, access, _Born(built, rows, table))
 
     async def _publish(
         self, tables: Sequence[SegmentTable], batch: PendingBatch, decided: _Decided
@@ -259,9 +267,13 @@ class ShardWriter:
             killed.append(born.table.dead.astype(np.int64))
         built = None if born is None else born.built
         deletes = await self._core.store_parts(built, after, before, killed)
+        access = head.access
+        if decided.access is not await self._core.access():
+            access = await self._core.store_access(decided.access)
         head = msgspec.structs.replace(
             head,
             applied=batch.offset,
+            access=access,
             next_seq=head.next_seq + len(decided.resolution.accepted),
             segments=[table.ref for table in after],
             deletes=deletes,

@@ -125,6 +125,17 @@ class Pages(Generic[T]):
         found = (self._fresh(name) or await self._read(name)).page.entries.get(entry)
         return None if found is None else self._decode(found)
 
+    async def peek(self, entry: str, scope: bytes = b"") -> T | None:
+        """Return an entry as `get` does, but ask the store only where something was ever written.
+
+        For lookups that mostly find nothing. A first writing by another process is seen as soon as
+        its floor is.
+        """
+        name = self._name(scope, entry)
+        if name not in self._cache and not self._floors.version(self._floor(name)):
+            return None
+        return await self.get(entry, scope)
+
     async def change(
         self, entry: str, change: Callable[[T | None], T | None], scope: bytes = b""
     ) -> T | None:

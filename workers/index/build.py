@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import ErrorCode
 from schemas.index import IndexConfig
 from schemas.update import OpKind, UpdateBatch, UpdateOp
+from workers.chain.access import AccessChange, Listed
 from workers.chain.codec import Node
 from workers.chain.kinds import NodeKind, RowKind
 from workers.chain.ops import Accepted, PendingOp
@@ -61,6 +63,7 @@ class Checked:
         term_tokens, term_ops, tfs: int64 `(p,)`, one entry a posting.
         deltas: int64 `(sum(tfs),)`, positions as first and distances.
         word_tokens, word_ops: int64 `(q,)`, one entry a keyword of an op.
+        access: access lists to be replaced; then there is nothing else in it.
     """
 
     batch: UpdateBatch
@@ -73,6 +76,26 @@ class Checked:
     deltas: Ints
     word_tokens: Ints
     word_ops: Ints
+    access: list[AccessChange] = field(default_factory=list)
+
+
+def check_access(batch: UpdateBatch) -> Checked:
+    """Check a batch of the key service, which changes access lists and nothing else.
+
+    Raises:
+        Reject: INVALID_MESSAGE.
+    """
+    changes = []
+    for op in batch.ops:
+        if op.kind is not OpKind.ACCESS or not op.if_version or not op.access_version:
+            raise Reject(
+                ErrorCode.INVALID_MESSAGE, "the key service changes access lists and no more"
+            )
+        listed = Listed(op.if_version, op.access_version, tuple(op.groups))
+        changes.append(AccessChange(op.object_id, listed))
+    empty = msgspec.structs.replace(batch, tokens=[], token_kinds=b"", ops=[], packs=[])
+    none = np.zeros(0, dtype=np.int64)
+    return Checked(empty, [], None, none, none, none, none, none, none, none, changes)
 
 
 def check_batch(batch: UpdateBatch, config: IndexConfig) -> Checked:
@@ -177,13 +200,15 @@ def _check_kinds(batch: UpdateBatch, terms: Ints, words: Ints) -> None:
 class MicroBatch:
     """The batches of one shard that become one segment.
 
-    `sources[i]` is what the operation `ops[i]` came from, `created_ms` when the newest was made.
+    `access` are the lists to be replaced. `sources[i]` is what the operation `ops[i]` came from,
+    `created_ms` when the newest was made.
     """
 
     ops: list[PendingOp] = field(default_factory=list)
     sources: list[UpdateOp] = field(default_factory=list)
     vocabulary: list[bytes] = field(default_factory=list)
     created_ms: int = 0
+    access: list[AccessChange] = field(default_factory=list)
     _tokens: dict[bytes, int] = field(default_factory=dict)
     _terms: list[tuple[Ints, Ints, Ints, Ints]] = field(default_factory=list)
     _words: list[tuple[Ints, Ints]] = field(default_factory=list)
@@ -212,6 +237,7 @@ class MicroBatch:
             self.vocabulary.append(batch.vocabulary)
         self.ops.extend(checked.ops)
         self.sources.extend(batch.ops)
+        self.access.extend(checked.access)
         self.created_ms = max(self.created_ms, batch.created_ms)
 
     def first_vectors(self) -> F32 | None:

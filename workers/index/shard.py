@@ -403,6 +403,7 @@ class Shard:
                 vocabulary=whole.vocabulary,
                 epoch=epoch,
                 created_ms=whole.created_ms,
+                access=whole.access,
             )
         )
         metrics.PUBLISH_SECONDS.observe(time.monotonic() - began_s)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, cast
 
 from schemas.admin import AdminOp, IndexCreate, KmsChoice
@@ -53,7 +53,7 @@ class IndexOperations:
         publisher: Publisher,
         suite: HpkeSuite,
         partitions: Partitions,
-        forget: Forget,
+        forget: Sequence[Forget],
         clock: Clock = time.time,
     ) -> None:
         """Prepare.
@@ -65,7 +65,7 @@ class IndexOperations:
             publisher: writes key-directory.
             suite: HPKE suite of new indexes.
             partitions: returns the number of partitions of index-update.
-            forget: deletes what the realm keeps about an index, by its uid.
+            forget: each deletes something that the realm keeps about an index, by its uid.
             clock: seconds since 1970.
         """
         self._store = store
@@ -233,7 +233,8 @@ class IndexOperations:
             await self._publisher.index(record)
             await self._indexes.hierarchy.destroy(record.uid)
             await self._delete_data(record.uid)
-            await self._forget(record.uid)
+            for forget in self._forget:
+                await forget(record.uid)
             await self._indexes.catalog.remove(record.index)
             self._indexes.forget(record.index)
             await asked.grant()

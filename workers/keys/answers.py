@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +31,7 @@ from workers.crypto.secret import SecretBytes, key_view
 from workers.crypto.sign import SigningKey
 from workers.errors import Damaged, Reject, Retry, SealstreamError
 from workers.kafka.broker import Producer, Record
+from workers.keys.access import AccessEntry, AccessLists, entry_name
 from workers.keys.audit import Audit
 from workers.keys.callers import INGEST_RETENTION_S, Callers
 from workers.keys.catalog import IndexRecord
@@ -114,6 +116,7 @@ class Answers:
         *,
         indexes: Indexes,
         callers: Callers,
+        access: AccessLists,
         keys: ServiceKeys,
         publisher: Publisher,
         audit: Audit,
@@ -124,6 +127,7 @@ class Answers:
     ) -> None:
         self._indexes = indexes
         self._callers = callers
+        self._access = access
         self._keys = keys
         self._publisher = publisher
         self._audit = audit
@@ -345,7 +349,8 @@ class Answers:
         ring.check()
         pairs = {g: ring.pair(g, Purpose.OBJECT) for g in ring.data_keys}
         groups = principal.groups_with(Scope.DECRYPT)
-        keys = await asyncio.to_thread(_open_all, body, record.uid, pairs, groups)
+        changed = await self._access.changed(record.uid, _entry_names(body))
+        keys = await asyncio.to_thread(_open_all, body, record.uid, pairs, groups, changed)
         if None in keys:
             denied = Reject(ErrorCode.FORBIDDEN, "the caller is not on the access list")
             await self._audit_denial(opened, denied)
@@ -368,8 +373,11 @@ def _open_all(
     uid: bytes,
     pairs: dict[int, HpkePrivateKey],
     groups: tuple[str, ...],
+    changed: Sequence[AccessEntry | None],
 ) -> list[bytes | None]:
     """Open a batch of access records; None where the caller may not read. Runs in a thread.
+
+    A list that was changed counts instead of the record's, whichever record is shown.
 
     Raises:
         Damaged: a record or pack key does not open.
@@ -378,7 +386,7 @@ def _open_all(
     packs: dict[int, tuple[int, SecretBytes]] = {}
     keys: list[bytes | None] = []
     try:
-        for item in body.objects:
+        for item, entry in zip(body.objects, changed, strict=True):
             if item.pack not in packs:
                 packs[item.pack] = _open_pack(body, item, uid, pairs)
             generation, pack_key = packs[item.pack]
@@ -392,9 +400,8 @@ def _open_all(
                 object_id=item.object_id,
                 content_sha256=item.sealed_sha256,
             )
-            keys.append(
-                bytes(key_view(found.object_key)) if may_read(groups, found.groups) else None
-            )
+            listed = found.groups if entry is None else entry.groups
+            keys.append(bytes(key_view(found.object_key)) if may_read(groups, listed) else None)
     except OpenFailed as error:
         raise Damaged(
             ErrorCode.DAMAGED, "an access record does not open: damaged, exchanged or rolled back"
@@ -405,11 +412,17 @@ def _open_all(
     return keys
 
 
+def _entry_names(body: RequestBody) -> list[str]:
+    """Return what the access lists of the asked objects are called. Raises Reject, Damaged."""
+    packs = [split_pack_key(wrapped).uid for wrapped in body.pack_keys]
+    if any(not 0 <= item.pack < len(packs) for item in body.objects):
+        raise Reject(ErrorCode.INVALID_MESSAGE, "an object names no pack key")
+    return [entry_name(item.object_id, packs[item.pack]) for item in body.objects]
+
+
 def _open_pack(
     body: RequestBody, item: ObjectItem, uid: bytes, pairs: dict[int, HpkePrivateKey]
 ) -> tuple[int, SecretBytes]:
-    if not 0 <= item.pack < len(body.pack_keys):
-        raise Reject(ErrorCode.INVALID_MESSAGE, "an object names no pack key")
     wrapped = split_pack_key(body.pack_keys[item.pack])
     private = pairs.get(wrapped.generation)
     if private is None:

@@ -39,7 +39,9 @@ from workers.identity.password import Passwords
 from workers.identity.standalone import GroupRecord, StandaloneProvider, UserRecord
 from workers.kafka.broker import Broker, Record
 from workers.kafka.open import open_broker
+from workers.keys.access import AccessEntry, AccessLists
 from workers.keys.admin import Admin
+from workers.keys.admin_access import AccessOperations
 from workers.keys.admin_identity import IdentityOperations
 from workers.keys.admin_indexes import IndexOperations
 from workers.keys.admin_user_keys import UserKeyOperations
@@ -225,6 +227,24 @@ class KeyService:
             allow_plain=settings.allow_plain_credentials,
             clock=clock,
         )
+        index_update = self._topic(INDEX_UPDATE)
+        access = AccessLists(
+            Pages(
+                self._store,
+                floors,
+                realm.key(RealmPurpose.GROUP),
+                kind="access",
+                purpose=SealPurpose.ACCESS_RECORD,
+                entry=AccessEntry,
+            ),
+            self._store,
+            indexes,
+            producer,
+            signer,
+            updates=index_update,
+            max_record_bytes=settings.max_record_bytes,
+            clock=clock,
+        )
         grants = self._topic(KEY_GRANT)
         terms = Terms(
             lease_s=settings.lease_s,
@@ -237,6 +257,7 @@ class KeyService:
         self._answers = Answers(
             indexes=indexes,
             callers=callers,
+            access=access,
             keys=self._keys,
             publisher=self._publisher,
             audit=self._audit,
@@ -245,7 +266,6 @@ class KeyService:
             terms=terms,
             clock=clock,
         )
-        index_update = self._topic(INDEX_UPDATE)
         self._once = Once(self._store, realm.key(RealmPurpose.KEY_SERVICE), clock=clock)
         index_operations = IndexOperations(
             store=self._store,
@@ -254,13 +274,14 @@ class KeyService:
             publisher=self._publisher,
             suite=suite,
             partitions=lambda: self._broker.partitions(index_update),
-            forget=user_keys.forget,
+            forget=[user_keys.forget, access.forget],
             clock=clock,
         )
         self._admin = Admin(
             operations={
                 **index_operations.operations,
                 **UserKeyOperations(indexes, user_keys).operations,
+                **AccessOperations(indexes, access).operations,
                 **IdentityOperations(standalone, realm, clock=clock).operations,
             },
             catalog=indexes.catalog,

@@ -37,7 +37,7 @@ from workers.crypto.info import Info, info
 from workers.crypto.lp import Part, lp
 from workers.crypto.seal import SealPurpose, open_sealed, seal
 from workers.crypto.secret import SecretBytes, random_secret
-from workers.crypto.sign import VerifyKey
+from workers.crypto.sign import SigningKey, VerifyKey
 from workers.errors import Reject
 from workers.leases.certificate import WorkerIdentity, verify_certificate
 from workers.leases.revocation import Revocations
@@ -50,6 +50,13 @@ KEY_SERVICE: Final = "key-service"
 """`UpdateEnvelope.worker` of updates that the key service signs itself, without a certificate."""
 
 _NO_SIGNATURE = bytes(64)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyServiceSigner:
+    """The key service as a writer of updates."""
+
+    signing_key: SigningKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,7 @@ def seal_update(
     batch: UpdateBatch,
     route: Route,
     update_public: HpkePublicKey,
-    identity: WorkerIdentity,
+    identity: WorkerIdentity | KeyServiceSigner,
     *,
     max_record_bytes: int,
 ) -> SealedUpdate:
@@ -94,7 +101,7 @@ def seal_update(
         batch: the operations of one shard.
         route: their shard and the generation of `update_public`.
         update_public: the index's public update key.
-        identity: of this ingest worker.
+        identity: of this ingest worker, or the key service.
         max_record_bytes: a larger batch goes into an object.
 
     Raises:
@@ -115,6 +122,9 @@ def seal_update(
             index_uid=route.index_uid,
             object_id=_object_id(route),
         )
+    worker, certificate = KEY_SERVICE, b""
+    if isinstance(identity, WorkerIdentity):
+        worker, certificate = identity.worker_id, identity.certificate.encoded
     apart = len(body) + ENVELOPE_OVERHEAD_BYTES > max_record_bytes
     body_key = layout.body(route.index_uid, os.urandom(16)) if apart else None
     envelope = UpdateEnvelope(
@@ -122,8 +132,8 @@ def seal_update(
         index_uid=route.index_uid,
         shard=route.shard,
         generation=route.generation,
-        worker=identity.worker_id,
-        certificate=identity.certificate.encoded,
+        worker=worker,
+        certificate=certificate,
         wrapped_key=wrapped,
         body=None if apart else body,
         body_object=body_key,

@@ -113,13 +113,15 @@ class ShardColumns:
 
     async def allowed(self, segment: int, groups: frozenset[bytes]) -> Mask:
         """Return which rows have an access list that names one of `groups`."""
-        key = self.key(segment, "allowed", groups)
+        key = self.key(segment, "allowed", self.shard.access_key, groups)
         found: Mask | None = self.cached(key)
         if found is None:
             group_set, sets = await self._group_table(segment)
             # One more entry, for the rows without a list: index -1.
             table = np.array([*(not groups.isdisjoint(one) for one in sets), False], dtype=np.bool_)
             found = np.asarray(table[group_set], dtype=np.bool_)
+            for row, changed in (await self.shard.changed_groups(segment)).items():
+                found[row] = not groups.isdisjoint(changed)
             self.keep(key, found, found.nbytes)
         return found
 
@@ -219,7 +221,7 @@ class ShardColumns:
             numbers = np.ascontiguousarray((await self.shard.rows(segment, None))["group_set"])
             distinct, first = np.unique(numbers, return_index=True)
             sets: list[tuple[bytes, ...]] = [()] * (int(numbers.max(initial=-1)) + 1)
-            given = await self.shard.groups(segment, first.astype(np.int64))
+            given = await self.shard.written_groups(segment, first.astype(np.int64))
             for number, one in zip(distinct.tolist(), given, strict=True):
                 if number >= 0:
                     sets[number] = one

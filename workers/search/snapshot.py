@@ -75,6 +75,19 @@ class ShardSnapshot(Protocol):
         """Return the uid under which anything derived from a segment may be cached."""
         ...
 
+    async def written_groups(self, segment: int, rows: RowNumbers) -> list[tuple[bytes, ...]]:
+        """Return the access lists that rows were written with."""
+        ...
+
+    @property
+    def access_key(self) -> bytes:
+        """What changes when an access list is changed."""
+        ...
+
+    async def changed_groups(self, segment: int) -> dict[int, tuple[bytes, ...]]:
+        """Return the access lists of those documents whose list was changed, by row."""
+        ...
+
     def live(self, segment: int) -> Mask:
         """Return bool `(rows,)`: which rows no later operation killed."""
         ...

@@ -14,6 +14,7 @@
     <uid>/shards/<n>/segments/<uid>
     <uid>/shards/<n>/deletes/<uid>
     <uid>/shards/<n>/centroids/<uid>
+    <uid>/shards/<n>/access/<uid>                  access lists that were changed
     check/..., realm/check/..., <zeros>/...        written and removed at start (`check.py`)
 
 Index names, document ids and words stand nowhere: uids are random, the rest is HMACs and numbers.
@@ -147,6 +148,11 @@ def check(role: str) -> str:
         "query": f"{nobody}/shards/check/",
     }
     return places[role]
+
+
+def access(uid: bytes, shard: int, access_uid: bytes) -> str:
+    """Return the key of a table of changed access lists."""
+    return f"{shard_prefix(uid, shard)}access/{_uid(access_uid)}"
 
 
 def last_uid(key: str) -> bytes:
