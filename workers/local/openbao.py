@@ -27,12 +27,15 @@ PORTS = ("vault", "vault-cluster")
 _CALL_S = 30.0
 POLICY_NAME = "sealstream-keys"
 POLICY = "\n".join(
-    f'path "{MOUNT}/{verb}/{KEY}" {{ capabilities = ["{capability}"] }}'
-    for verb, capability in (
-        ("encrypt", "update"),
-        ("decrypt", "update"),
-        ("rewrap", "update"),
-        ("keys", "read"),
+    f'path "{path}" {{ capabilities = ["{capability}"] }}'
+    for path, capability in (
+        (f"{MOUNT}/encrypt/{KEY}", "update"),
+        (f"{MOUNT}/decrypt/{KEY}", "update"),
+        (f"{MOUNT}/rewrap/{KEY}", "update"),
+        (f"{MOUNT}/keys/{KEY}", "read"),
+        # The token keeps itself alive.
+        ("auth/token/lookup-self", "read"),
+        ("auth/token/renew-self", "update"),
     )
 )
 
