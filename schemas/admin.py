@@ -45,9 +45,12 @@ Principal = Annotated[str, Meta(min_length=1, max_length=256)]
 UserId = Annotated[str, Meta(min_length=1, max_length=256)]
 Level = Literal["kms", "kek", "dek"]
 Permission = Literal["read", "write"]
+WorkerName = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Glob = Annotated[str, Meta(min_length=1, max_length=128)]
 Provider = Literal["none", "local", "vault", "aws", "gcp", "azure", "pkcs11"]
 
 MAX_MEMBERS: Final = 1_000
+MAX_GLOBS: Final = 64
 MAX_TTL_S: Final = 10 * 365 * 86_400
 
 
@@ -80,9 +83,14 @@ class AdminOp(StrEnum):
     ACCESS_REMOVE = "access.remove"
     TOKEN_CREATE = "token.create"  # noqa: S105 - the name of an op
     TOKEN_OPEN = "token.open"  # noqa: S105 - the name of an op
+    WORKER_INVITE = "worker.invite"
+    WORKER_ENROLL = "worker.enroll"
+    WORKER_JOIN = "worker.join"
 
 
-UNAUTHENTICATED_OPS: Final = frozenset({AdminOp.USER_LOGIN, AdminOp.USER_CHANGE_PASSWORD})
+UNAUTHENTICATED_OPS: Final = frozenset(
+    {AdminOp.USER_LOGIN, AdminOp.USER_CHANGE_PASSWORD, AdminOp.WORKER_JOIN}
+)
 """Ops whose arguments authenticate by themselves."""
 
 
@@ -145,9 +153,47 @@ class KeyRotate(IndexArgs, frozen=True, kw_only=True):
 
 
 class KeyRevoke(Part, frozen=True, kw_only=True):
-    """Of `key.revoke`: a user, a user key or a worker."""
+    """Of `key.revoke`: `worker/<id>` or `user/<id>`.
+
+    `indexes`: those that the worker served, as globs (none: all); their data keys are changed.
+    """
 
     principal: Principal
+    indexes: Annotated[list[Glob], Meta(max_length=MAX_GLOBS)] = []
+
+    def __post_init__(self) -> None:
+        kind, _, name = self.principal.partition("/")
+        if kind not in ("worker", "user") or not name:
+            raise InvalidMessage("must be worker/<id> or user/<id>", "principal")
+
+
+class WorkerTerms(Part, frozen=True, kw_only=True):
+    """What a worker is certified for. `indexes`: names as globs, `*` crosses `/`."""
+
+    worker_id: WorkerName
+    role: Literal["ingest", "index", "query"]
+    indexes: Annotated[list[Glob], Meta(min_length=1, max_length=MAX_GLOBS)]
+
+
+class WorkerInvite(WorkerTerms, frozen=True, kw_only=True):
+    """Of `worker.invite`. `ttl_s`: seconds within which the invitation may be used, once."""
+
+    ttl_s: Annotated[int, Meta(ge=60, le=7 * 86_400)] = 3600
+
+
+class WorkerEnroll(WorkerTerms, frozen=True, kw_only=True):
+    """Of `worker.enroll`. `signature`: by the key of `sign_pub`, domain ENROLMENT."""
+
+    sign_pub: Base64
+    signature: Base64
+
+
+class WorkerJoin(Part, frozen=True, kw_only=True):
+    """Of `worker.join`: as `worker.enroll`, on the terms of an invitation."""
+
+    invitation: Token
+    sign_pub: Base64
+    signature: Base64
 
 
 class UserKeyCreate(IndexArgs, frozen=True, kw_only=True):
@@ -251,6 +297,9 @@ ARGS: Final[dict[AdminOp, type[Part]]] = {
     AdminOp.ACCESS_REMOVE: AccessChange,
     AdminOp.TOKEN_CREATE: TokenCreate,
     AdminOp.TOKEN_OPEN: TokenOpen,
+    AdminOp.WORKER_INVITE: WorkerInvite,
+    AdminOp.WORKER_ENROLL: WorkerEnroll,
+    AdminOp.WORKER_JOIN: WorkerJoin,
 }
 
 

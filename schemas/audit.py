@@ -37,7 +37,7 @@ class AuditRecord(Answer, frozen=True, kw_only=True):
 
 
 class Revocation(Answer, frozen=True, kw_only=True):
-    """A principal whose keys, tokens and decisions end now. Key: the principal."""
+    """A principal whose keys, tokens and decisions end now. Key: `<kind>/<principal>`."""
 
     principal: str
     kind: Literal["user", "user_key", "worker", "token"]

@@ -277,7 +277,7 @@ CHANNELS: Final[tuple[Channel, ...]] = (
     ),
     Channel(
         topics.KEY_REVOCATION,
-        "principal",
+        "`<kind>/<principal>`",
         ("revocation",),
         ("keys",),
         ("ingest", "index", "query"),

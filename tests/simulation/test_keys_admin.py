@@ -122,7 +122,7 @@ async def test_names_and_arguments_that_are_refused(world):
     auth = {"token": world.token, "index_key": encode_base64(bytes(32))}
     refused = await world.admin("index.create", {"index": "a"}, auth=auth)
     assert refused.error.code is ErrorCode.INVALID_MESSAGE
-    refused = await world.admin("key.status", {"index": "a"})
+    refused = await world.admin("kms.get", {"index": "a"})
     assert refused.error.code is ErrorCode.UNSUPPORTED
     assert not [key for key in world.stored() if "/keys/" in key]
 

@@ -1,4 +1,4 @@
-"""Certificates are renewed while a worker runs, end when they are revoked; outages pile up nothing."""
+"""Certificates: made, renewed while a worker runs, revoked; outages of the key service."""
 
 from __future__ import annotations
 

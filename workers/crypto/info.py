@@ -31,6 +31,7 @@ Signatures (`SigningKey.sign(Info.X, *parts)`):
     CERTIFICATE    key service           encoded certificate
     DIRECTORY      key service           record key, record
     REVOCATION     key service           record key, record
+    ENROLMENT      worker                worker id, role, indexes, public key
     ENVELOPE       key service           encoded KMS envelope
     AUDIT          key service           checkpoint: instance, sequence number, chain hash
     ADMIN_RESULT   key service           record key, value
@@ -71,6 +72,7 @@ class Info(StrEnum):
     CERTIFICATE = "certificate"
     DIRECTORY = "directory"
     REVOCATION = "revocation"
+    ENROLMENT = "enrolment"
     ENVELOPE = "envelope"
     AUDIT = "audit"
     INDEX_EVENT = "index-event"

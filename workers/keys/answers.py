@@ -57,6 +57,7 @@ from workers.leases.grant import (
     LeasePayload,
     ObjectsPayload,
     Payload,
+    ResealPayload,
     seal_grant,
     sign_denial,
 )
@@ -64,7 +65,9 @@ from workers.leases.lease import ROLE_PURPOSES
 from workers.leases.request import Caller, ObjectItem, OpenedRequest, RequestBody, open_request
 from workers.objects.pack import split_pack_key
 from workers.objects.record import open_pack_key, open_record
+from workers.objects.reseal import ResealPairs, read_job, reseal, write_job
 from workers.runtime.lastresort import unexpected
+from workers.storage.store import Store
 from workers.telemetry import metrics
 
 DENIAL_LIFE_MS: Final = 60_000
@@ -121,6 +124,7 @@ class Answers:
         publisher: Publisher,
         audit: Audit,
         producer: Producer,
+        store: Store,
         signer: SigningKey,
         terms: Terms,
         clock: Clock = time.time,
@@ -132,6 +136,7 @@ class Answers:
         self._publisher = publisher
         self._audit = audit
         self._producer = producer
+        self._store = store
         self._signer = signer
         self._terms = terms
         self._clock = clock
@@ -272,6 +277,8 @@ class Answers:
         check_index(opened.certificate, record.index)
         if body.kind == "lease":
             return await self._lease(opened, record)
+        if body.kind == "reseal":
+            return await self._reseal(opened, record)
         if body.caller is None:
             raise Reject(ErrorCode.INVALID_MESSAGE, "the request names no caller")
         principal = await self._caller(body.caller, record, role)
@@ -355,6 +362,27 @@ class Answers:
             denied = Reject(ErrorCode.FORBIDDEN, "the caller is not on the access list")
             await self._audit_denial(opened, denied)
         return _Granted(record, ObjectsPayload(keys), DENIAL_LIFE_MS / 1000, principal)
+
+    async def _reseal(self, opened: OpenedRequest, record: IndexRecord) -> _Granted:
+        """Seal access records and words for the current generation; the worker sees none of it."""
+        body = opened.body
+        if opened.certificate.role != "index":
+            raise Reject(ErrorCode.FORBIDDEN, "only index workers move records")
+        if body.job is None or len(body.job.uid) != 16:
+            raise Reject(ErrorCode.INVALID_MESSAGE, "the request names no job")
+        renewal = (body.worker_id, record.uid, True) in self._leases
+        ring = await self._indexes.open(record, fresh=not renewal)
+        data = await read_job(self._store, record.uid, body.job)
+        ring.check()
+        pairs = ResealPairs(
+            objects={g: ring.pair(g, Purpose.OBJECT) for g in ring.data_keys},
+            queries={g: ring.pair(g, Purpose.QUERY) for g in ring.data_keys},
+            generation=record.generation,
+        )
+        answer = await asyncio.to_thread(reseal, data, pairs, record.uid)
+        job = await write_job(self._store, record.uid, answer)
+        payload = ResealPayload(job, record.generation)
+        return _Granted(record, payload, DENIAL_LIFE_MS / 1000)
 
     def _ephemeral(self, body: RequestBody) -> HpkePublicKey:
         try:

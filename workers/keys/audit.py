@@ -18,6 +18,7 @@ import asyncio
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import msgspec
@@ -63,6 +64,7 @@ class Audit:
         *,
         clock: Clock = time.time,
         deadline_s: float = DEADLINE_S,
+        policy_epoch: Callable[[], int] = lambda: 0,
     ) -> None:
         """Prepare.
 
@@ -73,6 +75,7 @@ class Audit:
             signer: the key service's identity, for checkpoints.
             clock: seconds since 1970.
             deadline_s: seconds within which a record must be acknowledged.
+            policy_epoch: how many revocations there were; stands in every record.
         """
         self._producer = producer
         self._topic = topic
@@ -80,6 +83,7 @@ class Audit:
         self._signer = signer
         self._clock = clock
         self._deadline_s = deadline_s
+        self._policy_epoch = policy_epoch
         self._lock = asyncio.Lock()
         self._begin()
 
@@ -170,6 +174,7 @@ class Audit:
             event=event,
             decision=decision,
             why=why,
+            policy_epoch=self._policy_epoch(),
             prev=self._hash.hex(),
             hash=GENESIS.hex(),
             **facts,

@@ -28,6 +28,22 @@ from workers.storage.store import Store
 PROVIDER_NONE: Final = "none"
 
 
+class Rotation(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of the data key that goes on, see `lifecycle.py`.
+
+    Args:
+        stage: what is waited for.
+        started_ms: when it was asked for.
+        since_ms: when the stage began.
+        barrier: per shard, the index-update offset that must be applied; empty until it is set.
+    """
+
+    stage: Literal["prepare", "switch", "drain", "destroy"]
+    started_ms: int
+    since_ms: int
+    barrier: list[int] = []
+
+
 class IndexRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One index.
 
@@ -42,6 +58,10 @@ class IndexRecord(msgspec.Struct, frozen=True, kw_only=True):
         query_key: public half of the current generation.
         request_id: of the index.create that made it; a repetition is no conflict.
         state: `deleting` from the first step of a deletion to its last.
+        epoch: of the KEK.
+        envelope: lowest version of the KEK's envelope that is accepted.
+        generations: of data keys that can be read; empty: `generation` alone.
+        rotation: of the data key, while it goes on.
     """
 
     v: Literal[1] = 1
@@ -61,6 +81,15 @@ class IndexRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_ms: int
     request_id: str
     state: Literal["live", "deleting"] = "live"
+    epoch: int = 0
+    envelope: int = 0
+    generations: list[int] = []
+    rotation: Rotation | None = None
+
+    @property
+    def readable(self) -> frozenset[int]:
+        """The generations that can be read, the current one among them."""
+        return frozenset({*self.generations, self.generation})
 
     def directory_record(self, expires_ms: int) -> DirectoryRecord:
         """Return what everybody may know."""

@@ -27,6 +27,7 @@ from workers.crypto.sign import SigningKey, VerifyKey
 from workers.errors import Damaged
 
 EPOCH: Final = 0
+"""Of the first KEK of an index. Later ones have the time they were made, in milliseconds."""
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +42,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
         wrap_version: version of the KMS key that wrapped.
         wrapped: base64 of the wrapped KEK; empty for `none`.
         commitment: hex.
+        version: counts how often the same KEK was wrapped anew.
     """
 
     v: Literal[1] = 1
@@ -53,6 +55,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     wrapped: str
     commitment: str
     created_ms: int
+    version: int = 0
 
     def wrapped_bytes(self) -> bytes:
         """Return the wrapped KEK."""
@@ -82,11 +85,14 @@ def sign_envelope(envelope: Envelope, signer: SigningKey) -> bytes:
     return _canonical(members)
 
 
-def open_envelope(data: bytes, index_uid: bytes, epoch: int, signer: VerifyKey) -> Envelope:
-    """Verify an envelope.
+def open_envelope(
+    data: bytes, index_uid: bytes, epoch: int, signer: VerifyKey, *, least: int = 0
+) -> Envelope:
+    """Verify an envelope; `least` is the lowest version that is accepted.
 
     Raises:
-        Damaged: changed, not signed by this key service, or of another index or epoch.
+        Damaged: changed, not signed by this key service, of another index or epoch, or older than
+            `least`: put back.
     """
     try:
         members = orjson.loads(data)
@@ -104,6 +110,8 @@ def open_envelope(data: bytes, index_uid: bytes, epoch: int, signer: VerifyKey) 
     ) as error:
         raise damaged() from error
     if envelope.index_uid != index_uid.hex() or envelope.epoch != epoch:
+        raise damaged()
+    if envelope.version < least:
         raise damaged()
     return envelope
 

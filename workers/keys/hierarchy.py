@@ -1,6 +1,8 @@
 """KMS key -> KEK -> TAG, DEK, INGEST: made, stored, opened, cached.
 
-Objects of an index, all but the envelope sealed (SST1) under the KEK and bound to index and name:
+Objects of an index, all but the envelope sealed (SST1) under the KEK and bound to index and name.
+The three last lie under `<uid>/keys/epochs/<epoch>/` for KEKs after the first one; which epoch is
+the current one stands in the catalog, so a change of the KEK is one conditional write there.
 
     <uid>/keys/envelope/<epoch>    `envelope.py`
     <uid>/keys/tag                 TAG, 32 bytes
@@ -10,6 +12,7 @@ Objects of an index, all but the envelope sealed (SST1) under the KEK and bound 
 Invariants:
 - Opened keys are cached for at most `CACHE_S` after the KMS, or a caller who keeps the KEK, last
   gave it; at most `MAX_RINGS` indexes at a time.
+- A cached ring is of the epoch, and has the generations, that the catalog names.
 - What is new asks the KMS (`fresh`); what continues (a renewal, an object key for a leased worker)
   may live from the cache while the KMS is down, and asks it once the cache is `REFRESH_S` old.
 - `WRONG_KEY` is said only of a key that a caller gave; all else that does not open is DAMAGED.
@@ -19,12 +22,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
+
+import msgspec
 
 from schemas.errors import ErrorCode
 from workers.crypto.errors import OpenFailed
@@ -48,7 +55,7 @@ from workers.keys.keyring import DataKey, IngestKey, KeyRing
 from workers.kms.base import Kms
 from workers.leases.certificate import Clock
 from workers.storage import layout
-from workers.storage.errors import AlreadyExists, NotFound
+from workers.storage.errors import AlreadyExists, NotFound, OutcomeUnknown, PreconditionFailed
 from workers.storage.store import Store
 from workers.telemetry import metrics
 
@@ -142,7 +149,7 @@ class Hierarchy:
         async with self._locks.setdefault(record.uid, asyncio.Lock()):
             if record.provider == PROVIDER_NONE:
                 return await self._open_kept_by_caller(record, index_key)
-            cached = self._cached(record.uid)
+            cached = await self._current(record)
             if cached is not None and not fresh and self._age(cached) < REFRESH_S:
                 return cached
             try:
@@ -166,10 +173,12 @@ class Hierarchy:
         suite = ring.data_keys[max(ring.data_keys)].suite
         key = IngestKey(day, suite, random_secret())
         try:
-            await self._store.create(layout.ingest_key(ring.uid, day), _seal_ingest_key(ring, key))
+            await self._store.create(
+                layout.ingest_key(ring.uid, day, ring.epoch), _seal_ingest_key(ring, key)
+            )
         except AlreadyExists:
             ring.check()
-            key = await self._read_ingest_key(ring.uid, ring.kek, day)
+            key = await self._read_ingest_key(ring.uid, ring.kek, day, ring.epoch)
         ring.ingest_keys[day] = key
         return True
 
@@ -180,9 +189,138 @@ class Hierarchy:
         # A pair is sealed to until producers have seen its successor: a day for that.
         old = [d for d, after in pairwise(days) if (after + 1) * DAY_S < limit]
         if old:
-            await self._store.delete([layout.ingest_key(ring.uid, day) for day in old])
+            await self._store.delete([layout.ingest_key(ring.uid, d, ring.epoch) for d in old])
             for day in old:
                 ring.ingest_keys.pop(day).seed.wipe()
+
+    async def rewrap(self, record: IndexRecord) -> Envelope:
+        """Let the KMS wrap the KEK anew, under the newest version of its key.
+
+        Returns:
+            The envelope that is stored now; the caller raises the floor in the catalog.
+
+        Raises:
+            Retry: KEY_UNAVAILABLE, STORAGE_UNAVAILABLE.
+            Reject: CONFLICT, another instance does the same now; UNSUPPORTED, no KMS has the key.
+            Damaged: the envelope, or what the KMS returned, is not this index's.
+        """
+        self._check_kms(record)
+        name = layout.envelope(record.uid, record.epoch)
+        stored = await self._store.get(name)
+        before = open_envelope(
+            stored.data, record.uid, record.epoch, self._signer.public, least=record.envelope
+        )
+        context = kms_context(record.uid, record.epoch)
+        answer = await self._timed(
+            "rewrap", self._kms.rewrap(before.key_id, before.wrapped_bytes(), context)
+        )
+        after = msgspec.structs.replace(
+            before,
+            wrap_version=answer.version,
+            wrapped=base64.b64encode(answer.data).decode("ascii"),
+            version=before.version + 1,
+        )
+        # Before the old one is given up: does the new one open, and to the same key?
+        kek = await self._timed("unwrap", self._kms.unwrap(after.key_id, answer.data, context))
+        with kek:
+            if not after.is_of(kek):
+                raise damaged()
+        try:
+            await self._store.replace(name, sign_envelope(after, self._signer), stored.etag)
+        except (PreconditionFailed, OutcomeUnknown) as error:
+            raise Reject(ErrorCode.CONFLICT, "the key is being changed: try again") from error
+        return after
+
+    async def new_epoch(self, record: IndexRecord, ring: KeyRing) -> int:
+        """Make the next KEK, and store everything under it once more; return its epoch.
+
+        Nothing changes for anybody until the catalog names that epoch.
+
+        Raises:
+            Retry: KEY_UNAVAILABLE, STORAGE_UNAVAILABLE.
+            Reject: UNSUPPORTED, its callers keep the KEK.
+        """
+        self._check_kms(record)
+        now_ms = int(self._clock() * 1000)
+        epoch, uid = max(now_ms, record.epoch + 1), record.uid
+        kek = random_secret()
+        answer = await self._timed(
+            "wrap", self._kms.wrap(record.key_id, kek, kms_context(uid, epoch))
+        )
+        envelope = Envelope(
+            index_uid=uid.hex(),
+            epoch=epoch,
+            provider=self._kms.name,
+            key_id=record.key_id,
+            wrap_version=answer.version,
+            wrapped=base64.b64encode(answer.data).decode("ascii"),
+            commitment=commitment(kek, uid, epoch),
+            created_ms=now_ms,
+        )
+        ring.check()
+        after = replace(ring, kek=kek, epoch=epoch)
+        store = self._store
+        with kek:
+            # First, and only if there is none: of two instances in one millisecond one goes on.
+            await store.create(layout.envelope(uid, epoch), sign_envelope(envelope, self._signer))
+            await store.create(layout.tag(uid, epoch), _seal_tag(after))
+            for data_key in after.data_keys.values():
+                name = layout.dek(uid, data_key.generation, epoch)
+                await store.create(name, _seal_data_key(after, data_key))
+            for ingest_key in after.ingest_keys.values():
+                name = layout.ingest_key(uid, ingest_key.day, epoch)
+                await store.create(name, _seal_ingest_key(after, ingest_key))
+        return epoch
+
+    async def drop_epochs(self, record: IndexRecord) -> None:
+        """Destroy what earlier KEKs wrap. Raises Retry.
+
+        Later ones stay: another instance may be about to change to one.
+        """
+        uid = record.uid
+        firsts = (layout.tag(uid), layout.deks_prefix(uid), layout.ingest_prefix(uid))
+        numbered = (layout.epochs_prefix(uid), layout.envelopes_prefix(uid))
+        old = []
+        async for entry in self._store.list(layout.keys_prefix(uid)):
+            prefix = next((p for p in numbered if entry.key.startswith(p)), None)
+            if prefix is not None:
+                epoch = int(entry.key.removeprefix(prefix).partition("/")[0])
+            elif entry.key.startswith(firsts):
+                epoch = EPOCH
+            else:
+                continue
+            if epoch < record.epoch:
+                old.append(entry.key)
+        if old:
+            await self._store.delete(old)
+
+    async def new_generation(self, record: IndexRecord, ring: KeyRing, suite: HpkeSuite) -> int:
+        """Make the next data key; return its generation, which the catalog does not name yet.
+
+        Raises:
+            Retry: STORAGE_UNAVAILABLE.
+        """
+        generation = max(record.readable) + 1
+        key = DataKey(generation, suite, random_secret())
+        ring.check()
+        # An attempt that got no further may have left one: the KEK is the same, and so is the key.
+        with contextlib.suppress(AlreadyExists):
+            name = layout.dek(record.uid, generation, ring.epoch)
+            await self._store.create(name, _seal_data_key(ring, key))
+        return generation
+
+    async def drop_generations(self, record: IndexRecord) -> None:
+        """Destroy the data keys before those that the catalog names. Raises Retry."""
+        uid, least = record.uid, min(record.readable)
+        prefix = layout.deks_prefix(uid, record.epoch)
+        old = [
+            entry.key
+            async for entry in self._store.list(prefix)
+            if int(entry.key.removeprefix(prefix)) < least
+        ]
+        if old:
+            await self._store.delete(old)
+        self.forget(uid)
 
     async def destroy(self, uid: bytes) -> None:
         """Delete the stored keys of an index and forget the cached ones. Raises Retry."""
@@ -210,7 +348,7 @@ class Hierarchy:
     async def _open_kept_by_caller(
         self, record: IndexRecord, index_key: SecretBytes | None
     ) -> KeyRing:
-        cached = self._cached(record.uid)
+        cached = await self._current(record)
         if index_key is None:
             if cached is None:
                 raise Retry(
@@ -229,7 +367,7 @@ class Hierarchy:
         self, record: IndexRecord, kek: SecretBytes, cached: KeyRing | None
     ) -> KeyRing:
         """Return the ring of a KEK that was just given: the cached one, or one read anew."""
-        if cached is not None and cached.is_of(kek) and record.generation in cached.data_keys:
+        if cached is not None and cached.is_of(kek):
             kek.wipe()
             cached.proved_s = self._clock()
             return cached
@@ -253,12 +391,19 @@ class Hierarchy:
         except ValueError as error:
             raise damaged() from error
         kek = await self._timed(
-            "unwrap", self._kms.unwrap(envelope.key_id, wrapped, kms_context(record.uid, EPOCH))
+            "unwrap",
+            self._kms.unwrap(envelope.key_id, wrapped, kms_context(record.uid, record.epoch)),
         )
         if not envelope.is_of(kek):
             kek.wipe()
             raise damaged()
         return kek
+
+    def _check_kms(self, record: IndexRecord) -> None:
+        if record.provider == PROVIDER_NONE:
+            raise Reject(
+                ErrorCode.UNSUPPORTED, "its callers keep the key of this index", field="args.level"
+            )
 
     async def _timed(self, call: str, answer: Awaitable[T]) -> T:
         """Await a call to the KMS and measure it."""
@@ -274,36 +419,43 @@ class Hierarchy:
 
     async def _envelope(self, record: IndexRecord) -> Envelope:
         try:
-            stored = await self._store.get(layout.envelope(record.uid, EPOCH))
+            stored = await self._store.get(layout.envelope(record.uid, record.epoch))
         except NotFound as error:
             raise damaged() from error
-        return open_envelope(stored.data, record.uid, EPOCH, self._signer.public)
+        return open_envelope(
+            stored.data, record.uid, record.epoch, self._signer.public, least=record.envelope
+        )
 
     async def _read(self, record: IndexRecord, kek: SecretBytes) -> KeyRing:
-        uid, generation = record.uid, record.generation
-        tag = await self._read_sealed(layout.tag(uid), kek, SealPurpose.TAG, uid, _TAG_ID)
-        raw = await self._read_sealed(
-            layout.dek(uid, generation), kek, SealPurpose.DEK, uid, _dek_id(generation)
-        )
+        uid, epoch = record.uid, record.epoch
+        tag = await self._read_sealed(layout.tag(uid, epoch), kek, SealPurpose.TAG, uid, _TAG_ID)
         ring = KeyRing(
             uid=uid,
             kek=kek,
             tag=SecretBytes(tag),
-            data_keys={generation: DataKey(generation, *_split(raw))},
+            data_keys={g: await self._read_data_key(record, kek, g) for g in record.readable},
             ingest_keys={},
             proved_s=self._clock(),
+            epoch=epoch,
         )
-        prefix = layout.ingest_key(uid, 0).rpartition("/")[0]
-        async for entry in self._store.list(prefix):
+        async for entry in self._store.list(layout.ingest_prefix(uid, epoch)):
             day = int(entry.key.rpartition("/")[2])
-            ring.ingest_keys[day] = await self._read_ingest_key(uid, kek, day)
+            ring.ingest_keys[day] = await self._read_ingest_key(uid, kek, day, epoch)
         return ring
 
-    async def _read_ingest_key(self, uid: bytes, kek: SecretBytes, day: int) -> IngestKey:
+    async def _read_data_key(
+        self, record: IndexRecord, kek: SecretBytes, generation: int
+    ) -> DataKey:
+        name = layout.dek(record.uid, generation, record.epoch)
+        raw = await self._read_sealed(name, kek, SealPurpose.DEK, record.uid, _dek_id(generation))
+        return DataKey(generation, *_split(raw))
+
+    async def _read_ingest_key(
+        self, uid: bytes, kek: SecretBytes, day: int, epoch: int
+    ) -> IngestKey:
+        name = layout.ingest_key(uid, day, epoch)
         try:
-            raw = await self._read_sealed(
-                layout.ingest_key(uid, day), kek, SealPurpose.INGEST_KEY, uid, _ingest_id(day)
-            )
+            raw = await self._read_sealed(name, kek, SealPurpose.INGEST_KEY, uid, _ingest_id(day))
         except OpenFailed as error:
             raise damaged() from error
         return IngestKey(day, *_split(raw))
@@ -313,6 +465,29 @@ class Hierarchy:
     ) -> bytes:
         stored = await self._store.get(key)
         return open_sealed(kek, stored.data, purpose=purpose, index_uid=uid, object_id=object_id)
+
+    async def _current(self, record: IndexRecord) -> KeyRing | None:
+        """Return the cached ring, with the generations that the catalog names now; None without.
+
+        Raises:
+            Retry: STORAGE_UNAVAILABLE. Damaged: a data key does not open.
+        """
+        ring = self._cached(record.uid)
+        if ring is None:
+            return None
+        if ring.epoch != record.epoch:
+            self.forget(record.uid)
+            return None
+        for generation in ring.data_keys.keys() - record.readable:
+            ring.data_keys.pop(generation).dek.wipe()
+        for generation in record.readable - ring.data_keys.keys():
+            try:
+                found = await self._read_data_key(record, ring.kek, generation)
+            except (OpenFailed, NotFound) as error:
+                raise damaged() from error
+            ring.check()
+            ring.data_keys[generation] = found
+        return ring
 
     def _cached(self, uid: bytes) -> KeyRing | None:
         ring = self._rings.get(uid)

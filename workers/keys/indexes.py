@@ -117,6 +117,8 @@ class Indexes:
         found = await self.catalog.find(record.index)
         if found is None or found[0].uid != record.uid or found[0].state != "live":
             raise unknown_index()
+        if found[0].epoch != ring.epoch:
+            raise Retry(ErrorCode.KEY_UNAVAILABLE, "the index's key is being changed: ask again")
         if found[0].ingest_keys[0].decode() == newest:
             return found[0]
         await self.hierarchy.drop_old_ingest_keys(ring, keep_s)

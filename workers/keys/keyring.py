@@ -45,6 +45,7 @@ class KeyRing:
         proved_s: when the KMS or a caller last gave the KEK, seconds since 1970.
         data_keys: by generation.
         ingest_keys: by day.
+        epoch: of the KEK.
     """
 
     uid: bytes
@@ -53,6 +54,7 @@ class KeyRing:
     data_keys: dict[int, DataKey]
     ingest_keys: dict[int, IngestKey]
     proved_s: float
+    epoch: int = 0
 
     @property
     def wiped(self) -> bool:

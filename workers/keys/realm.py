@@ -10,6 +10,8 @@ Objects, all sealed under the key of their purpose but the first:
     realm/administrator     id and default group of the local administrator
     realm/streams           stream id per source topic
     realm/hpke/<day>        HPKE keys (`service_keys.py`)
+    realm/policy/<epoch>    revocations (`revocations.py`)
+    realm/invitations/<id>  invitations that were used (`enrolment.py`)
 
 Invariant: each is created once, conditionally; who comes second reads what the first one wrote. So
 `init_realm` may run at every start and on several machines at once.
@@ -80,6 +82,8 @@ class RealmPurpose(StrEnum):
     GROUP = "group"
     USER_KEY = "user-key"
     DEAD_LETTER = "dead-letter"
+    POLICY = "policy"
+    ENROLMENT = "enrolment"
 
 
 class _Root(msgspec.Struct, array_like=True, frozen=True):

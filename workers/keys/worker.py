@@ -1,7 +1,8 @@
 """The key service process.
 
-Start, in this order: realm -> HPKE keys -> directory (own entry, then the indexes') -> audit
-(`start`) -> work. So nothing is answered before the directory is true and the audit works.
+Start, in this order: realm -> HPKE keys -> directory (own entry) -> revocations -> directory (the
+indexes' entries) -> audit (`start`) -> work. So nothing is answered before the directory is true
+and the audit works.
 
 Beside the work, every second: wipe keys that were cached too long, forget what has expired, write
 the audit checkpoint that is due; every minute: rotate HPKE keys; every hour: renew directory
@@ -29,6 +30,7 @@ from schemas.topics import (
     KEY_DIRECTORY,
     KEY_GRANT,
     KEY_REQUEST,
+    KEY_REVOCATION,
     with_prefix,
 )
 from workers.crypto.seal import SealPurpose
@@ -44,17 +46,21 @@ from workers.keys.admin import Admin
 from workers.keys.admin_access import AccessOperations
 from workers.keys.admin_identity import IdentityOperations
 from workers.keys.admin_indexes import IndexOperations
+from workers.keys.admin_keys import KeyOperations
 from workers.keys.admin_user_keys import UserKeyOperations
 from workers.keys.answers import Answers, Terms
 from workers.keys.audit import Audit
 from workers.keys.callers import Callers
 from workers.keys.catalog import Catalog
+from workers.keys.enrolment import Enrolment
 from workers.keys.floors import DirectoryFloors
 from workers.keys.hierarchy import Hierarchy
 from workers.keys.indexes import Indexes
+from workers.keys.lifecycle import Lifecycle
 from workers.keys.once import Once
 from workers.keys.publish import Publisher
 from workers.keys.realm import Realm, RealmPurpose, open_realm
+from workers.keys.revocations import RevocationLog
 from workers.keys.service_keys import ServiceKeys
 from workers.keys.user_keys import UserKeyRecord, UserKeys
 from workers.kms.base import Kms
@@ -79,6 +85,7 @@ MAX_CONCURRENCY: Final = 32
 _TICK_S: Final = 1.0
 _ROTATE_S: Final = 60.0
 _REFRESH_S: Final = 3600.0
+_ADVANCE_S: Final = 5.0
 
 log = structlog.get_logger("keys.worker")
 
@@ -164,7 +171,7 @@ class KeyService:
         self._provider = provider
         self._clock = clock
         self._stack = AsyncExitStack()
-        self._refreshed_s = self._rotated_s = clock()
+        self._refreshed_s = self._rotated_s = self._advanced_s = clock()
         self.requests = self._topic(KEY_REQUEST)
         self.admin_requests = self._topic(ADMIN_REQUEST)
 
@@ -192,19 +199,30 @@ class KeyService:
         self._stack.push_async_callback(self._directory.stop)
         await self._directory.start()
         self._publisher = Publisher(producer, self._topic(KEY_DIRECTORY), signer, clock=clock)
+        floors = DirectoryFloors(self._directory, self._publisher)
+        self._revocations = RevocationLog(
+            self._store,
+            realm.key(RealmPurpose.POLICY),
+            producer=producer,
+            topic=self._topic(KEY_REVOCATION),
+            signer=signer,
+            directory=self._directory,
+            floors=floors,
+            clock=clock,
+        )
         self._audit = Audit(
             producer,
             self._topic(KEY_AUDIT),
             settings.worker_id or DEFAULT_ID,
             signer,
             clock=clock,
+            policy_epoch=lambda: self._revocations.epoch,
         )
         hierarchy = Hierarchy(self._store, self._kms, signer, clock=clock)
         self._stack.callback(hierarchy.wipe)
         self._hierarchy = hierarchy
         indexes = Indexes(Catalog(self._store, realm), hierarchy, self._directory, clock=clock)
         self._indexes = indexes
-        floors = DirectoryFloors(self._directory, self._publisher)
         standalone = self._standalone(realm, floors)
         user_keys = UserKeys(
             Pages(
@@ -262,6 +280,7 @@ class KeyService:
             publisher=self._publisher,
             audit=self._audit,
             producer=producer,
+            store=self._store,
             signer=signer,
             terms=terms,
             clock=clock,
@@ -277,12 +296,37 @@ class KeyService:
             forget=[user_keys.forget, access.forget],
             clock=clock,
         )
+        self._lifecycle = Lifecycle(
+            store=self._store,
+            indexes=indexes,
+            publisher=self._publisher,
+            audit=self._audit,
+            producer=producer,
+            signer=signer,
+            updates=index_update,
+            suite=suite,
+            lease_s=settings.lease_s,
+            clock=clock,
+        )
+        self._enrolment = Enrolment(
+            self._store, realm.key(RealmPurpose.ENROLMENT), signer, clock=clock
+        )
+        key_operations = KeyOperations(
+            indexes=indexes,
+            publisher=self._publisher,
+            lifecycle=self._lifecycle,
+            revocations=self._revocations,
+            enrolment=self._enrolment,
+            administrators=realm.administrator.default_group,
+            clock=clock,
+        )
         self._admin = Admin(
             operations={
                 **index_operations.operations,
                 **UserKeyOperations(indexes, user_keys).operations,
                 **AccessOperations(indexes, access).operations,
                 **IdentityOperations(standalone, realm, clock=clock).operations,
+                **key_operations.operations,
             },
             catalog=indexes.catalog,
             callers=callers,
@@ -298,6 +342,8 @@ class KeyService:
         dead_letter_key = realm.key(RealmPurpose.DEAD_LETTER).copy()
         self._dead_letters = DeadLetters(producer, dead_letter_key)
         await self._publisher.key_service(self._keys, realm.streams)
+        await self._directory.refresh()
+        await self._revocations.start()
         await self._refresh_directory()
         await self._audit.write("start")
 
@@ -328,6 +374,9 @@ class KeyService:
         self._answers.expire()
         self._admin.expire()
         await self._audit.tick()
+        if now - self._advanced_s >= _ADVANCE_S:
+            self._advanced_s = now
+            await self._lifecycle.tick()
         if now - self._rotated_s >= _ROTATE_S:
             self._rotated_s = now
             before = self._keys.version
@@ -337,8 +386,10 @@ class KeyService:
         if now - self._refreshed_s >= _REFRESH_S:
             self._refreshed_s = now
             await self._publisher.key_service(self._keys, self._realm.streams)
+            await self._revocations.publish()
             await self._refresh_directory()
             await self._once.sweep()
+            await self._enrolment.sweep()
 
     async def keep(self, stop: asyncio.Event, health: Health) -> None:
         """Call `tick` every second until `stop`."""
@@ -381,6 +432,7 @@ class KeyService:
         # One damaged entry must not keep the key service from serving all other indexes.
         async for record in self._indexes.catalog.records(_report_damage):
             await self._publisher.refresh(record, self._directory)
+            self._lifecycle.watch(record)
 
     async def _load_key(self, record: Record) -> None:
         """Read the HPKE keys anew if the record is sealed to one that another instance made."""

@@ -29,7 +29,7 @@ from workers.crypto.lp import lp
 from workers.crypto.sign import SigningKey, VerifyKey
 from workers.errors import Damaged, Reject, Retry, SealstreamError
 from workers.leases.certificate import CLOCK_SKEW_S
-from workers.leases.request import Kind, RequestBody
+from workers.leases.request import Job, Kind, RequestBody
 
 P = TypeVar("P", bound=msgspec.Struct)
 
@@ -39,6 +39,7 @@ _INFOS: Final[dict[Kind, Info]] = {
     "decision": Info.KEY_GRANT,
     "objects": Info.OBJECT_KEYS,
     "certificate": Info.KEY_GRANT,
+    "reseal": Info.KEY_GRANT,
 }
 
 
@@ -115,7 +116,14 @@ class CertificatePayload(msgspec.Struct, array_like=True, frozen=True):
     certificate: bytes
 
 
-Payload = LeasePayload | DecisionPayload | ObjectsPayload | CertificatePayload
+class ResealPayload(msgspec.Struct, array_like=True, frozen=True):
+    """Where the records lie that were sealed anew, and for which key generation they are."""
+
+    job: Job
+    generation: int
+
+
+Payload = LeasePayload | DecisionPayload | ObjectsPayload | CertificatePayload | ResealPayload
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ from workers.leases.grant import (
     LeasePayload,
     ObjectsPayload,
     Pending,
+    ResealPayload,
     SignedGrant,
     open_grant,
     verify_grant,
@@ -71,6 +72,7 @@ from workers.leases.request import (
     MAX_REQUEST_LIFE_MS,
     VERSION,
     Caller,
+    Job,
     Kind,
     ObjectItem,
     RequestBody,
@@ -390,6 +392,25 @@ class LeaseHolder:
             keys += [None if key is None else SecretBytes(key) for key in payload.keys]
         return keys
 
+    async def reseal(self, lease: Lease, job: Job) -> tuple[Job, int]:
+        """Let the key service seal records anew, see `workers.objects.reseal`.
+
+        Args:
+            lease: of the index.
+            job: the object with what is to be sealed anew.
+
+        Returns:
+            The object with the answer, and the key generation it is for.
+
+        Raises:
+            Reject: FORBIDDEN, this is no index worker; Damaged, something does not open.
+            Retry: KEY_UNAVAILABLE.
+        """
+        _, payload = await self._ask(
+            ResealPayload, kind="reseal", index=lease.index, uid=lease.uid, job=job
+        )
+        return payload.job, payload.generation
+
     async def tick(self) -> None:
         """Wipe what has ended and start the renewals that are due. Called every second."""
         now = self._clock()
@@ -404,7 +425,10 @@ class LeaseHolder:
             if lease.expires_s <= now:
                 self._drop(held)
             elif (
-                now >= lease.issued_s + RENEW_AT * (lease.expires_s - lease.issued_s)
+                (
+                    now >= lease.issued_s + RENEW_AT * (lease.expires_s - lease.issued_s)
+                    or self._outdated(lease)
+                )
                 and now >= held.not_before_s
                 and now - held.used_s < IDLE_S
                 and (held.renewing is None or held.renewing.done())
@@ -524,6 +548,13 @@ class LeaseHolder:
         entry = self._directory.find(lease.index)
         return entry is None or entry.uid != lease.uid
 
+    def _outdated(self, lease: Lease) -> bool:
+        """Tell whether another key generation is the one to write with now."""
+        if self._directory.version(lease.index) <= lease.directory_version:
+            return False
+        entry = self._directory.find(lease.index)
+        return entry is not None and entry.generation != lease.generation
+
     async def _acquire(self, index: str | None, uid: bytes | None, caller: Caller | None) -> _Held:
         full = caller is not None or self.role == "index"
         purposes = (ROLE_PURPOSES if full else INTAKE_PURPOSES)[self.role]
@@ -629,6 +660,7 @@ class LeaseHolder:
         caller: Caller | None = None,
         objects: Sequence[ObjectItem] = (),
         pack_keys: Sequence[bytes] = (),
+        job: Job | None = None,
     ) -> tuple[GrantHeader, T]:
         """Send one request and return the header and payload of its grant."""
         if self._producer is None:
@@ -656,6 +688,7 @@ class LeaseHolder:
             caller=caller,
             objects=list(objects),
             pack_keys=list(pack_keys),
+            job=job,
         )
         value = seal_request(body, self._identity, service)
         pending = Pending(body, hashlib.sha256(value).digest(), ephemeral)

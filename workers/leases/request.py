@@ -12,6 +12,8 @@ The kinds:
                which the answer is a refusal
     objects    object keys of the records the caller may read
     certificate  the next certificate of this worker, before the present one ends
+    reseal     access records and words, under the current key generation; for index workers. What
+               is to be sealed anew lies in an object of the index, `Job`, and so does the answer
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ MAX_REQUEST_LIFE_MS: Final = 30_000
 MAX_OBJECTS: Final = 512
 VERSION: Final = 1
 
-Kind = Literal["lease", "decision", "objects", "certificate"]
+Kind = Literal["lease", "decision", "objects", "certificate", "reseal"]
 
 
 class Caller(msgspec.Struct, array_like=True, frozen=True):
@@ -71,6 +73,13 @@ class ObjectItem(msgspec.Struct, array_like=True, frozen=True):
     sealed_sha256: bytes
     record: bytes
     pack: int
+
+
+class Job(msgspec.Struct, array_like=True, frozen=True):
+    """An object in the index's folder of bodies: its uid, 16 bytes, and SHA-256."""
+
+    uid: bytes
+    sha256: bytes
 
 
 class RequestBody(msgspec.Struct, array_like=True, frozen=True):
@@ -98,6 +107,7 @@ class RequestBody(msgspec.Struct, array_like=True, frozen=True):
     caller: Caller | None = None
     objects: list[ObjectItem] = []
     pack_keys: list[bytes] = []
+    job: Job | None = None
 
     def __repr__(self) -> str:
         return f"RequestBody({self.kind})"

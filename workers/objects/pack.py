@@ -73,6 +73,7 @@ __all__ = [
     "packs_by_uid",
     "read_sealed",
     "split_pack_key",
+    "wrap_pack_key",
 ]
 
 INLINE_BYTES: Final = 4 * 1024
@@ -216,9 +217,9 @@ class PackBuilder:
         return self._shared
 
     def _wrap(self, pack: _OpenPack) -> bytes:
-        context = info(Info.PACK, self._index_uid, self._generation, pack.uid)
-        sealed = self._object_public.seal(context, pack.key)
-        return _WRAPPED.pack(pack.uid, self._generation) + sealed
+        return wrap_pack_key(
+            self._object_public, pack.key, self._index_uid, self._generation, pack.uid
+        )
 
 
 class _OpenPack:
@@ -249,6 +250,22 @@ class _OpenPack:
 def packs_by_uid(packs: Iterable[bytes]) -> dict[bytes, bytes]:
     """Return wrapped pack keys by the 16-byte uid of their pack."""
     return {entry[:_UID_BYTES]: entry for entry in packs}
+
+
+def wrap_pack_key(
+    object_public: HpkePublicKey, key: SecretBytes, index_uid: bytes, generation: int, uid: bytes
+) -> bytes:
+    """Return the wrapped key of a pack.
+
+    Args:
+        object_public: the index's public object key of `generation`.
+        key: of the pack.
+        index_uid: 16 bytes.
+        generation: of the data key.
+        uid: of the pack, 16 bytes.
+    """
+    sealed = object_public.seal(info(Info.PACK, index_uid, generation, uid), key)
+    return _WRAPPED.pack(uid, generation) + sealed
 
 
 @dataclass(frozen=True, slots=True)

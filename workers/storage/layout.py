@@ -7,6 +7,7 @@
     <uid>/keys/tag                                 wrapped TAG
     <uid>/keys/dek/<generation>                    wrapped DEK
     <uid>/keys/ingest/<day>                        wrapped INGEST key pair
+    <uid>/keys/epochs/<epoch>/...                  the same three under a later KEK
     <uid>/keys/users/<hmac>                        user key records
     <uid>/packs/<uid>                              sealed contents of a micro-batch
     <uid>/bodies/<uid>                             an index-update body too large for a record
@@ -59,19 +60,44 @@ def envelope(uid: bytes, epoch: int = 0) -> str:
     return f"{_uid(uid)}/keys/envelope/{_number(epoch)}"
 
 
-def tag(uid: bytes) -> str:
-    """Return the key of the wrapped TAG key."""
-    return f"{_uid(uid)}/keys/tag"
+def envelopes_prefix(uid: bytes) -> str:
+    """Return the prefix of the KMS envelopes of an index."""
+    return f"{_uid(uid)}/keys/envelope/"
 
 
-def dek(uid: bytes, generation: int) -> str:
-    """Return the key of the wrapped DEK of `generation`."""
-    return f"{_uid(uid)}/keys/dek/{_number(generation)}"
+def epochs_prefix(uid: bytes) -> str:
+    """Return the prefix of all that is wrapped by KEKs after the first."""
+    return f"{_uid(uid)}/keys/epochs/"
 
 
-def ingest_key(uid: bytes, day: int) -> str:
-    """Return the key of the wrapped INGEST key pair of `day` (days since 1970)."""
-    return f"{_uid(uid)}/keys/ingest/{_number(day)}"
+def wrapped_prefix(uid: bytes, epoch: int = 0) -> str:
+    """Return the prefix of what the KEK of `epoch` wraps."""
+    return f"{epochs_prefix(uid)}{_number(epoch)}/" if epoch else f"{_uid(uid)}/keys/"
+
+
+def tag(uid: bytes, epoch: int = 0) -> str:
+    """Return the key of the TAG key, wrapped by the KEK of `epoch`."""
+    return f"{wrapped_prefix(uid, epoch)}tag"
+
+
+def dek(uid: bytes, generation: int, epoch: int = 0) -> str:
+    """Return the key of the DEK of `generation`, wrapped by the KEK of `epoch`."""
+    return f"{deks_prefix(uid, epoch)}{_number(generation)}"
+
+
+def deks_prefix(uid: bytes, epoch: int = 0) -> str:
+    """Return the prefix of the DEKs that the KEK of `epoch` wraps."""
+    return f"{wrapped_prefix(uid, epoch)}dek/"
+
+
+def ingest_key(uid: bytes, day: int, epoch: int = 0) -> str:
+    """Return the key of the INGEST pair of `day` (days since 1970), wrapped by a KEK."""
+    return f"{ingest_prefix(uid, epoch)}{_number(day)}"
+
+
+def ingest_prefix(uid: bytes, epoch: int = 0) -> str:
+    """Return the prefix of the INGEST pairs that the KEK of `epoch` wraps."""
+    return f"{wrapped_prefix(uid, epoch)}ingest/"
 
 
 def user_key(uid: bytes, user_hmac: bytes) -> str:
