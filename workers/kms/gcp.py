@@ -276,19 +276,20 @@ def _credentials(file: Path | None) -> Any:
         return google.auth.default(default_scopes=scopes)[0]
     try:
         info = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         raise denied("the file with the Google credentials cannot be read") from None
     # Each kind by its own loader: a file of another kind may name a program to run.
-    match info.get("type"):
-        case "service_account":
-            return service_account.Credentials.from_service_account_info(  # type: ignore[no-untyped-call]
-                info, default_scopes=scopes
-            )
-        case "external_account":
-            return identity_pool.Credentials.from_info(  # type: ignore[no-untyped-call]
-                info, default_scopes=scopes
-            )
-    raise denied("the Google credentials must be a service account's or a workload identity's")
+    loaders: dict[object, Callable[..., Any]] = {
+        "service_account": service_account.Credentials.from_service_account_info,
+        "external_account": identity_pool.Credentials.from_info,
+    }
+    loader = loaders.get(info.get("type"))
+    if loader is None:
+        raise denied("the Google credentials must be a service account's or a workload identity's")
+    try:
+        return loader(info, default_scopes=scopes)
+    except (auth.GoogleAuthError, ValueError, TypeError):
+        raise denied("the file with the Google credentials cannot be used") from None
 
 
 def _channel(*args: Any, **kwargs: Any) -> Any:
