@@ -292,6 +292,36 @@ def local_kms_vectors():
     }
 
 
+def bound_kms_vectors():
+    """A wrapped key of a KMS that authenticates no context, here a module with AES-KWP."""
+    kek, carrier = pattern("hsm key", 32), pattern("carrier", 32)
+    key, salt = pattern("bound plaintext", 32), pattern("bound salt", 32)
+    context = {"purpose": "kek", "index": pattern("index uid", 16).hex()}
+    encoded = lp("sealstream/1 kms", "index", context["index"], "purpose", "kek")
+    sealed = sealed_object(
+        carrier,
+        salt,
+        key,
+        purpose=61,
+        uid=b"",
+        oid=lp("pkcs11", "realm", "0001"),
+        ad=encoded,
+        key_id=bytes(16),
+        generation=0,
+    )
+    wrapped = aes_key_wrap_with_padding(kek, carrier)
+    blob = b"SKB1" + bytes([4]) + b"0001" + struct.pack(">H", len(wrapped)) + wrapped + sealed
+    return {
+        "kek": kek.hex(),
+        "provider": "pkcs11",
+        "key_id": "realm",
+        "version": "0001",
+        "context": context,
+        "plaintext": key.hex(),
+        "wrapped": blob.hex(),
+    }
+
+
 def _json(part):
     return part.hex() if isinstance(part, bytes) else part
 
@@ -305,6 +335,7 @@ GOLDEN = {
     "signatures": signature_vectors,
     "key_wrap": wrap_vectors,
     "local_kms": local_kms_vectors,
+    "bound_kms": bound_kms_vectors,
 }
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from workers.crypto.lp import lp, unlp
 from workers.crypto.seal import SealPurpose, open_sealed
 from workers.crypto.sign import SigningKey, VerifyKey, fingerprint
 from workers.kms.base import context_bytes
+from workers.kms.binding import KeyVersion, open_bound, split
 from workers.kms.local import LocalKms
 
 Golden = Callable[[str], Any]
@@ -138,6 +139,15 @@ def test_key_wrap(golden: Golden) -> None:
     v = golden("key_wrap")
     assert kwp.wrap(unhex(v["kek"]), unhex(v["key"])).hex() == v["wrapped"]
     assert kwp.unwrap(unhex(v["kek"]), unhex(v["wrapped"])).copy().hex() == v["key"]
+
+
+def test_bound_kms(golden: Golden) -> None:
+    v = golden("bound_kms")
+    parts = split(unhex(v["wrapped"]))
+    assert parts.version == v["version"]
+    carrier = kwp.unwrap(unhex(v["kek"]), parts.carrier)
+    key = KeyVersion(v["provider"], v["key_id"], v["version"])
+    assert open_bound(key, carrier, parts.sealed, v["context"]).copy().hex() == v["plaintext"]
 
 
 async def test_local_kms(golden: Golden, tmp_path: Path) -> None:
