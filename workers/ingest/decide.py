@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from schemas.auth import Auth
 from schemas.errors import ErrorCode
 from schemas.ingest import IngestRequest
+from workers.crypto.hpke import HpkePrivateKey
 from workers.crypto.info import Info
 from workers.errors import Reject
 from workers.ingest.authorize import check_scopes, needed_scopes
@@ -26,6 +27,7 @@ from workers.ingest.incoming import (
 from workers.leases.credential import Proof, verify_message
 from workers.leases.holder import LeaseHolder
 from workers.leases.lease import Decision, Lease
+from workers.runtime.crunch import crunch
 from workers.runtime.lastresort import unexpected
 
 _MAX_ASKING = 32
@@ -46,26 +48,35 @@ class Decider:
         Raises:
             Retry: KEY_UNAVAILABLE.
         """
-        if not any(isinstance(item, SealedIncoming) for item in items):
-            return [item for item in items if isinstance(item, Incoming)], []
-        found: list[Incoming] = []
-        refused: list[Refused] = []
-        for item in items:
-            opened = item if isinstance(item, Incoming) else await self._open(item)
-            if isinstance(opened, Incoming):
-                found.append(opened)
+        opened: dict[int, Incoming | Refused] = {}
+        held: list[tuple[int, SealedIncoming, HpkePrivateKey]] = []
+        for number, item in enumerate(items):
+            if isinstance(item, Incoming):
+                opened[number] = item
+                continue
+            found = await self._open(item)
+            if isinstance(found, HpkePrivateKey):
+                held.append((number, item, found))
             else:
-                refused.append(opened)
-        return found, refused
+                opened[number] = found
+        if held:
+            # All at once, off the loop: a decapsulation each.
+            done = await crunch(lambda: [open_sealed(item, key) for _, item, key in held])
+            opened.update(zip((number for number, _, _ in held), done, strict=True))
+        ordered = [opened[number] for number in range(len(items))]
+        return (
+            [one for one in ordered if isinstance(one, Incoming)],
+            [one for one in ordered if isinstance(one, Refused)],
+        )
 
-    async def _open(self, item: SealedIncoming) -> Incoming | Refused:
+    async def _open(self, item: SealedIncoming) -> HpkePrivateKey | Incoming | Refused:
+        """Return the key that opens a sealed value, or what comes of it where that is not here."""
         try:
             proof = Proof.of(item.record)
             lease = await self._holder.lease(item.index, auth=item.auth, proof=proof)
             wanted = item.value.key_id_bytes()
             if lease.has_intake_key(wanted):
-                # Decapsulation off the loop, which a backlog of sealed values would hold.
-                return await asyncio.to_thread(open_sealed, item, lease.intake_key(wanted))
+                return lease.intake_key(wanted)
             plain = await self._holder.open_value(
                 Info.INGEST_VALUE, item.value, auth=item.auth, proof=proof
             )
@@ -128,7 +139,7 @@ class Decider:
                     refused.append(_refuse(item, error))
                     continue
                 return [], refused + [_refuse(other, error) for other in items[number:]]
-            accepted, more = await asyncio.to_thread(_check, decision, item, items[number + 1 :])
+            accepted, more = await crunch(_check, decision, item, items[number + 1 :])
             await self._report(index, more)
             return accepted, refused + more
         return [], refused

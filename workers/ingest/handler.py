@@ -31,6 +31,7 @@ from workers.ingest.decide import Decider
 from workers.ingest.incoming import Incoming, Refused, SealedIncoming, read
 from workers.ingest.publish import Publisher
 from workers.kafka.broker import Record
+from workers.runtime.crunch import crunch
 from workers.runtime.health import Health
 from workers.runtime.policy import RetryPolicy
 
@@ -183,7 +184,7 @@ class IngestHandler:
         self._publisher.waiting(self, sum(len(lane.items) for lane in self._lanes.values()))
 
     async def _take_in(self, batch: Sequence[Record]) -> None:
-        for item in await asyncio.to_thread(lambda: [read(record) for record in batch]):
+        for item in await crunch(lambda: [read(record) for record in batch]):
             if item in self._seen:
                 continue
             if isinstance(item, Refused):

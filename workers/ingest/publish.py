@@ -29,6 +29,7 @@ from workers.leases.directory import KeyDirectory
 from workers.leases.lease import Lease
 from workers.objects.envelope import Route, SealedUpdate, seal_update
 from workers.objects.results import Outgoing, encode_result
+from workers.runtime.crunch import crunch
 from workers.runtime.deadletter import DeadLetters
 from workers.runtime.lastresort import unexpected
 from workers.storage.store import Store
@@ -79,7 +80,7 @@ class Publisher:
         query_public = lease.query_public
         update_public = lease.update_public
         try:
-            prepared, sealed = await asyncio.to_thread(
+            prepared, sealed = await crunch(
                 self._prepare, items, context, update_public, query_public
             )
         except Exception as failure:
@@ -103,7 +104,7 @@ class Publisher:
         await gather(
             self._dead_letters.send(one.record, one.error, 1, sealed=one.sealed) for one in refused
         )
-        results = await asyncio.to_thread(lambda: [*self._rejections(refused)])
+        results = await crunch(lambda: [*self._rejections(refused)])
         await self._send_results(results)
         for one in refused:
             op = one.request.op.value if one.request is not None else "unknown"
@@ -212,7 +213,7 @@ class Publisher:
     async def _accept(
         self, index: str, updates: Sequence[PreparedUpdate], places: Sequence[Delivered]
     ) -> None:
-        results = await asyncio.to_thread(lambda: [*self._acceptances(index, updates, places)])
+        results = await crunch(lambda: [*self._acceptances(index, updates, places)])
         await self._send_results(results)
 
     def _acceptances(
