@@ -34,8 +34,8 @@ COLD_ROUNDS: Final = 5
 TENTHS: Final = 10
 _BATCH: Final = 2000
 _PEER_LISTS: Final = 512
-_PEER_SETTINGS: Final = ((8, 100), (16, 200), (32, 400), (64, 800), (128, 1600))
-"""(probes, rerank) of the peer, the cheap ones first."""
+_PEER_SETTINGS: Final = ((8, 100), (16, 200), (32, 400), (64, 800), (128, 1000))
+"""(probes, rerank) of the peer, the cheap ones first; it takes at most 10,000 candidates."""
 _HIGH, _MOST_MS = 0.97, 2.0
 
 
