@@ -1,4 +1,4 @@
-"""What Apache Kafka has and Tansu has not: times of its own, and producers that send once."""
+"""What Apache Kafka has and Tansu has not: its own times, producers that send once, compaction."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from kafka_kit import Kafka
 from schemas.topics import INDEX_UPDATE, PLAINTEXT_INGEST
 from workers.errors import Reject
 from workers.kafka.aio import AioBroker
-from workers.kafka.broker import TP
+from workers.kafka.broker import TP, Record
 from workers.kafka.config import KafkaConfig
 from workers.local.topics import apply_topics
 from workers.settings import Settings
 
 pytestmark = pytest.mark.core
 
+DEADLINE_S = 60.0
 # 2001: a certificate that was valid then would let anybody write.
 FORGED_MS = 1_000_000_000_000
 
@@ -50,21 +51,21 @@ async def test_a_forged_time_does_not_survive(apache_kafka: Kafka, broker: AioBr
     assert control.timestamp_ms == FORGED_MS
 
 
-async def small_topic(bootstrap: str) -> str:
-    """A topic that refuses what is larger than a kilobyte."""
-    name = f"small-{secrets.token_hex(4)}"
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+async def make_topic(kafka: Kafka, partitions: int, **config: str) -> str:
+    name = f"apache-{secrets.token_hex(4)}"
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
     await admin.start()
     try:
-        limits = {"max.message.bytes": "1000"}
-        await admin.create_topics([NewTopic(name, 2, 1, topic_configs=limits)])
+        settings = {option.replace("_", "."): value for option, value in config.items()}
+        await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=settings)])
     finally:
         await admin.close()
     return name
 
 
 async def test_a_failed_batch_spoils_no_later_one(apache_kafka: Kafka, broker: AioBroker) -> None:
-    topic = await small_topic(apache_kafka.bootstrap)
+    """The sequence numbers of an idempotent producer have a gap after it."""
+    topic = await make_topic(apache_kafka, 2, max_message_bytes="1000")
     producer = await broker.producer()
     assert producer.idempotent
     assert (await producer.send_and_wait(topic, b"0", partition=0)).offset == 0
@@ -79,11 +80,7 @@ async def test_a_failed_batch_spoils_no_later_one(apache_kafka: Kafka, broker: A
 
 async def test_a_record_is_appended_once(apache_kafka: Kafka, broker: AioBroker) -> None:
     """Acknowledgements are lost again and again; without idempotence some records come twice."""
-    topic = f"once-{secrets.token_hex(4)}"
-    admin = AIOKafkaAdminClient(bootstrap_servers=apache_kafka.bootstrap)
-    await admin.start()
-    await admin.create_topics([NewTopic(topic, 1, 1)])
-    await admin.close()
+    topic = await make_topic(apache_kafka, 1)
     producer = await broker.producer(linger_ms=0)
     futures = []
     for number in range(200):
@@ -96,3 +93,59 @@ async def test_a_record_is_appended_once(apache_kafka: Kafka, broker: AioBroker)
     delivered = await asyncio.gather(*futures)
     assert [place.offset for place in delivered] == list(range(200))
     assert await broker.lag("nobody", [topic]) == {TP(topic, 0): 200}
+
+
+async def read_all(broker: AioBroker, topic: str) -> list[Record]:
+    """What a worker gets of a topic that it reads before it is ready."""
+    reader = broker.topic_reader([topic], start="beginning")
+    await reader.start()
+    caught_up = asyncio.create_task(reader.caught_up())
+    found: list[Record] = []
+    async with asyncio.timeout(DEADLINE_S):
+        while not caught_up.done():
+            found += await reader.next(0.2)
+    await caught_up
+    await reader.stop()
+    return found
+
+
+async def test_a_compacted_topic_is_read_to_its_end(apache_kafka: Kafka, broker: AioBroker) -> None:
+    """Compaction leaves gaps, inside batches and at their ends, and nothing of whole segments."""
+    topic = await make_topic(
+        apache_kafka,
+        1,
+        cleanup_policy="compact",
+        segment_ms="100",
+        min_cleanable_dirty_ratio="0.01",
+        delete_retention_ms="0",
+    )
+    producer = await broker.producer()
+    produced = 0
+
+    async def produce(*keys: bytes) -> None:
+        nonlocal produced
+        futures = []
+        for key in keys:
+            # The one that is deleted at last has no value.
+            value = None if key == b"gone" and produced > 100 else b"%d" % produced
+            futures.append(await producer.send(topic, value, key=key, partition=0))
+            produced += 1
+        await asyncio.gather(*futures)
+
+    async def compacted() -> list[Record]:
+        """Append until the log was rolled and cleaned: both wait for what comes later."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                await produce(b"a", b"b", b"gone", b"a")
+                found = await read_all(broker, topic)
+                if produced > 120 and len(found) < produced / 2:
+                    return found
+
+    await produce(b"first", *[b"a", b"b", b"gone"] * 10)
+    found = await compacted()
+    newest = {record.key: record.value for record in found}
+    assert newest[b"first"] == b"0"
+    assert newest[b"a"] == b"%d" % (produced - 1)
+    assert newest[b"b"] == b"%d" % (produced - 3)
+    assert newest.get(b"gone") is None
+    assert [record.offset for record in found] == sorted(record.offset for record in found)

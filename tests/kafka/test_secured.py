@@ -135,7 +135,7 @@ async def test_no_password_no_entry(secured: Secured) -> None:
     wrong = {"SEALSTREAM_KAFKA_SASL_PASSWORD": "not it"}
     settings = secured.settings("sealstream-query", **wrong)
     broker = open_broker(settings)
-    with pytest.raises(Fatal):
+    with pytest.raises(Retry, match="password"):
         await broker.producer()
     await broker.aclose()
     plain = open_broker(
@@ -148,10 +148,11 @@ async def test_no_password_no_entry(secured: Secured) -> None:
 
 def test_a_worker_under_the_wrong_user_says_so(secured: Secured) -> None:
     """It ends, with a line that names the ACLs, rather than trying for ever."""
-    process = secured.start("sealstream-producer", "worker", "query", "--id", "query-1")
+    user = "sealstream-ingest"
+    process = secured.start(user, "worker", "query", "--id", "query-1")
     try:
         assert process.wait(START_S) == 3
     finally:
         process.kill()
         process.wait()
-    assert "ACL" in secured.log("sealstream-producer")
+    assert "ACL" in secured.log(user)

@@ -48,6 +48,9 @@ def translate(error: BaseException) -> Exception:
         return Reject(ErrorCode.TOO_LARGE, "the record is larger than the broker accepts")
     if isinstance(error, _HOPELESS):
         return Fatal(ErrorCode.FORBIDDEN, f"Kafka refuses this client ({name}): check its ACLs")
+    if isinstance(error, kafka.KafkaConnectionError):
+        # Also what remains of a refused password, or a certificate that does not verify.
+        return unavailable("no connection: it is away, or address, TLS or password are wrong")
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
         return unavailable("no answer before the deadline")
     return unavailable(name)

@@ -96,7 +96,8 @@ class AioTopicReader:
             count = await self._partitions_of(topic)
             if not count:
                 raise unavailable(
-                    f"the topic {topic} does not exist: run `sealstream topics apply`"
+                    f"the topic {topic} does not exist (run `sealstream topics apply`), or an ACL"
+                    " hides it"
                 )
             partitions += [TopicPartition(topic, number) for number in range(count)]
         return partitions
