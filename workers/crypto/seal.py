@@ -86,6 +86,7 @@ CHUNK_BYTES = 64 * 1024
 _SEALED_CHUNK = CHUNK_BYTES + TAG_BYTES
 _FIXED = struct.Struct(">4sBBBB16sII")
 _NO_KEY_ID = bytes(16)
+_SALT_BYTES = 32
 _LABEL = b"sealstream/1 seal"
 _SHA256 = SHA256()
 _ONLY_CHUNK = bytes(11) + b"\x01"
@@ -169,6 +170,7 @@ def seal(
     associated_data: bytes = b"",
     key_id: bytes = _NO_KEY_ID,
     generation: int = 0,
+    salt: bytes | None = None,
 ) -> bytes:
     """Seal `plaintext` into an object of `sealed_size(len(plaintext))` bytes.
 
@@ -181,15 +183,20 @@ def seal(
         associated_data: bound but not stored; needed again to open.
         key_id: 16 bytes that let a reader find the key.
         generation: of the key.
+        salt: 32 random bytes that nothing else ever uses, where the caller draws for many objects
+            at once (`draw.py`).
 
     Raises:
         InvalidKey: `key` is not 32 bytes.
-        ValueError: `key_id` is not 16 bytes or `generation` not a u32.
+        ValueError: `key_id` is not 16 bytes, `generation` not a u32, or `salt` not 32 bytes.
     """
     if len(key_id) != 16 or not 0 <= generation < 1 << 32:
         raise ValueError("a key id has 16 bytes and a generation is a u32")
+    if salt is None:
+        salt = os.urandom(_SALT_BYTES)
+    elif len(salt) != _SALT_BYTES:
+        raise ValueError("a salt has 32 bytes")
     fixed = _FIXED.pack(MAGIC, VERSION, _SUITE, purpose, 0, key_id, generation, CHUNK_BYTES)
-    salt = os.urandom(32)
     derived = _keys(key, salt, fixed, purpose, index_uid, object_id, associated_data)
     cipher = AESGCM(derived[:KEY_BYTES])
     header = fixed + salt + derived[KEY_BYTES:]

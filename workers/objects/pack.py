@@ -39,10 +39,11 @@ from typing import Final
 import msgspec
 
 from schemas.errors import ErrorCode
+from workers.crypto.draw import Draw
 from workers.crypto.hpke import HpkePublicKey
 from workers.crypto.info import Info, info
 from workers.crypto.seal import SealPurpose, seal
-from workers.crypto.secret import SecretBytes, random_secret
+from workers.crypto.secret import KEY_BYTES, SecretBytes, random_secret
 from workers.errors import Damaged
 from workers.objects.pointer import (
     ObjectPointer,
@@ -80,6 +81,7 @@ INLINE_BYTES: Final = 4 * 1024
 LARGE_BYTES: Final = 1024 * 1024
 
 _UID_BYTES = 16
+_SALT_BYTES = 32
 _MAGIC = b"SPK1"
 _WRAPPED = struct.Struct("<16sI")
 _TRAILER = struct.Struct("<I4s")
@@ -129,6 +131,7 @@ class PackBuilder:
         self._created_ms = created_ms
         self._shared: _OpenPack | None = None
         self._own: list[_OpenPack] = []
+        self._draw = Draw()
 
     def add(
         self,
@@ -152,7 +155,7 @@ class PackBuilder:
         pack.routes.add(route)
         place, offset, inline = Place.NONE, 0, b""
         sealed = b""
-        with random_secret() as key:
+        with SecretBytes(self._draw.take(KEY_BYTES)) as key:
             if content.data is not None:
                 sealed = seal(
                     key,
@@ -162,6 +165,7 @@ class PackBuilder:
                     index_uid=self._index_uid,
                     object_id=object_id,
                     associated_data=content.associated_data,
+                    salt=self._draw.take(_SALT_BYTES),
                 )
                 if len(content.data) < INLINE_BYTES:
                     place, inline = Place.INLINE, sealed
@@ -175,6 +179,7 @@ class PackBuilder:
                 generation=self._generation,
                 object_id=object_id,
                 content_sha256=digest,
+                draw=self._draw,
             )
         return ObjectPointer(
             v=1,

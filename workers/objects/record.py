@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
@@ -29,6 +30,7 @@ import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from workers.crypto.draw import Draw
 from workers.crypto.errors import OpenFailed
 from workers.crypto.hpke import HpkePrivateKey
 from workers.crypto.info import Info, info
@@ -75,6 +77,7 @@ def seal_record(
     generation: int,
     object_id: bytes,
     content_sha256: bytes,
+    draw: Draw | None = None,
 ) -> bytes:
     """Seal an access record.
 
@@ -85,20 +88,27 @@ def seal_record(
         generation: data-key generation of the pack key.
         object_id: 16 bytes.
         content_sha256: SHA-256 of the sealed object, 32 bytes.
+        draw: random bytes for many records; None draws for this one.
 
     Raises:
         ValueError: no group, too many, no UUID, or a version out of range.
     """
-    groups = sorted({UUID(group).bytes for group in record.groups})
+    groups = list(_group_bytes(record.groups))
     if not 1 <= len(groups) <= MAX_GROUPS:
         raise ValueError(f"an access list has 1 to {MAX_GROUPS} groups")
     if not 1 <= record.version <= MAX_ACCESS_VERSION:
         raise ValueError("an access version is a u32 from 1")
     plain = msgspec.msgpack.encode(_Body(bytes(key_view(record.object_key)), groups))
-    nonce = os.urandom(_NONCE_BYTES)
+    nonce = os.urandom(_NONCE_BYTES) if draw is None else draw.take(_NONCE_BYTES)
     bound = lp(index_uid, generation, object_id, record.version, content_sha256)
     sealed = AESGCM(key_view(pack_key)).encrypt(nonce, plain, bound)
     return _HEAD.pack(_FORMAT, record.version) + nonce + sealed
+
+
+@lru_cache(maxsize=1024)
+def _group_bytes(groups: tuple[str, ...]) -> tuple[bytes, ...]:
+    """Return group ids as they are stored. Most documents of a batch have the same."""
+    return tuple(sorted({UUID(group).bytes for group in groups}))
 
 
 def open_record(

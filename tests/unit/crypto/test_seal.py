@@ -85,6 +85,13 @@ def test_every_message_has_a_salt_of_its_own() -> None:
     assert len({seal(KEY, b"same", **BOUND)[32:64] for _ in range(20)}) == 20
 
 
+def test_a_salt_of_the_caller_stands_in_the_header() -> None:
+    salt = bytes(range(32))
+    assert read_header(seal(KEY, b"x", salt=salt, **BOUND)).salt == salt
+    with pytest.raises(ValueError, match="salt"):
+        seal(KEY, b"x", salt=salt[:31], **BOUND)
+
+
 def test_the_header_is_readable_without_a_key() -> None:
     blob = seal(KEY, b"x", **BOUND, key_id=b"k" * 16, generation=2**32 - 1)
     assert read_header(blob) == SealedHeader(
