@@ -111,8 +111,11 @@ class ShardReader:
 
     async def _check(self) -> Snapshot:
         opened = await self._read_head()
-        if opened.head.version < self._min_version:
-            raise damaged(f"the head of shard {self.shard} is older than its writer announced")
+        while opened.head.version < (floor := self._min_version):
+            # A version may be announced while an earlier one is on its way here.
+            opened = await self._read_head()
+            if opened.head.version < floor:
+                raise damaged(f"the head of shard {self.shard} is older than its writer announced")
         if self._snapshot is not None and opened is self._opened:
             return self._snapshot
         try:

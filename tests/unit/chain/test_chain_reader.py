@@ -153,6 +153,25 @@ async def test_a_rolled_back_head_is_damage(shard) -> None:
         await fresh.refresh(10_000)
 
 
+async def test_a_version_announced_while_an_older_one_is_read_is_no_damage(
+    shard, monkeypatch
+) -> None:
+    store, writer = shard
+    await fill(writer, 1)
+    reader = make_reader(store)
+    real = reader._store.get
+
+    async def overtaken(key: str):
+        stored = await real(key)
+        if writer.head.version == 1:
+            await fill(writer, 1)
+            reader.expect(2)
+        return stored
+
+    monkeypatch.setattr(reader._store, "get", overtaken)
+    assert (await reader.refresh()).version == 2
+
+
 async def test_a_head_that_vanished_is_damage(shard) -> None:
     store, writer = shard
     await fill(writer, 1)
