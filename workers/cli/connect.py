@@ -32,12 +32,15 @@ IndexKey = Annotated[
 
 
 @asynccontextmanager
-async def connected(common: Common, index_key: Path | None = None) -> AsyncIterator[Client]:
+async def connected(
+    common: Common, index_key: Path | None = None, *, anonymous: bool = False
+) -> AsyncIterator[Client]:
     """Yield an open client; what breaks the contract is refused like any other request.
 
     Args:
         common: says which settings.
         index_key: file with the key of the index.
+        anonymous: without a credential, to log in.
 
     Raises:
         Exit: the key file cannot be used.
@@ -50,17 +53,17 @@ async def connected(common: Common, index_key: Path | None = None) -> AsyncItera
     settings = common.settings()
     quiet_logs()
     try:
-        async with open_client(settings, key) as client:
+        async with open_client(settings, key, anonymous=anonymous) as client:
             yield client
     except InvalidMessage as error:
         raise Reject(error.code, error.message, field=error.field) from error
 
 
-def open_client(settings: Settings, index_key: bytes | None) -> Client:
+def open_client(settings: Settings, index_key: bytes | None, *, anonymous: bool) -> Client:
     """Return a client that is not connected yet."""
     from workers.client import Client
 
-    return Client(settings, index_key=index_key)
+    return Client(settings, index_key=index_key, anonymous=anonymous)
 
 
 def read_index_key(path: Path) -> bytes:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any, Final
 
-from schemas.admin import AdminRequest, AdminResult
+from schemas.admin import UNAUTHENTICATED_OPS, AdminRequest, AdminResult
 from schemas.codec import convert, decode, encode, to_plain
 from schemas.errors import ErrorCode, InvalidMessage
 from schemas.sealed import SealedValue
@@ -75,7 +75,7 @@ class Administrator:
             {
                 "v": 1,
                 "request_id": request_id,
-                "auth": to_plain(session.admin_auth()),
+                "auth": (None if op in UNAUTHENTICATED_OPS else to_plain(session.admin_auth())),
                 "op": op,
                 "args": args,
                 "reply": {"public_key": session.reply_public},

@@ -24,6 +24,7 @@ from schemas.prepare import prepare_types
 from schemas.query import Hit, QueryResult
 from schemas.values import Vector
 from workers.client.admin import Administrator
+from workers.client.administration import Administration
 from workers.client.connection import Connection, plain_json
 from workers.client.ingest import IN_FLIGHT, Ingestor, Operations, Wait
 from workers.client.query import FANOUT, Querier
@@ -43,12 +44,14 @@ VectorLike = npt.ArrayLike | Vector
 T = TypeVar("T")
 
 
-class Client:
+class Client(Administration):
     """A connection to Sealstream. Use it as an async context manager.
 
     Args:
         settings: all settings at once; otherwise they are loaded, `options` outranking the rest.
         index_key: 32 bytes, the key of an index whose KMS provider is `none`.
+        user_key: user id and key of an index, as `create_user_key` made it.
+        anonymous: no credential: such a client can log in and change passwords, nothing else.
         protection: `sealed` (default): neither request nor result shows in Kafka; `signed`: the
             request does; `plain`: the identity token does too (only for a local stack).
         scopes: what the credentials ask for; empty asks for all that the caller has.
@@ -62,6 +65,8 @@ class Client:
         settings: Settings | None = None,
         *,
         index_key: bytes | None = None,
+        user_key: tuple[str, bytes] | None = None,
+        anonymous: bool = False,
         protection: Protection = "sealed",
         scopes: Sequence[Scope] = (),
         fanout: int = FANOUT,
@@ -77,8 +82,10 @@ class Client:
         self._settings = settings or load_settings(**options)
         token = self._settings.token
         self._secrets = Secrets(
-            token=None if token is None else token.get_secret_value(),
+            token=None if token is None or anonymous else token.get_secret_value(),
             index_key=None if index_key is None else SecretBytes(index_key),
+            user_key=None if user_key is None else (user_key[0], SecretBytes(user_key[1])),
+            anonymous=anonymous,
         )
         self._protection: Protection = protection
         self._scopes = tuple(scopes)
@@ -364,36 +371,6 @@ class Client:
             cursor = page.cursor
             if cursor is None:
                 return
-
-    # --- indexes -----------------------------------------------------------------------------
-
-    async def create_index(self, index: str, **config: Any) -> dict[str, Any]:
-        """Create an index; a message produced after this returns is accepted.
-
-        Args:
-            index: its name.
-            config: arguments of `index.create`: `shards`, `dimension`, `metric`, `kms`, ...
-
-        Raises:
-            Reject: INDEX_EXISTS, and as the service says. Retry: the service is unavailable.
-        """
-        created = await self._admin.run("index.create", {"index": index, **config})
-        await self._administrator_directory().refresh()
-        return created
-
-    async def describe_index(self, index: str) -> dict[str, Any]:
-        """Return the settings and state of an index. Raises Reject, Retry."""
-        return await self._admin.run("index.describe", {"index": index})
-
-    async def list_indexes(self) -> list[dict[str, Any]]:
-        """Return all indexes. Raises Reject, Retry."""
-        found = await self._admin.run("index.list", {})
-        indexes: list[dict[str, Any]] = found.get("indexes", [])
-        return indexes
-
-    async def delete_index(self, index: str) -> dict[str, Any]:
-        """Delete an index. Raises Reject, Retry."""
-        return await self._admin.run("index.delete", {"index": index})
 
     # --- parts -------------------------------------------------------------------------------
 

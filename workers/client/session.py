@@ -37,22 +37,30 @@ _RENEW_BEFORE_S: Final = 120
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """What a caller authenticates with: an identity token, the index's own key, or both."""
+    """What a caller authenticates with: an identity token, the index's own key, or both.
+
+    `user_key`: or a user id and key of an index. `anonymous`: or nothing at all.
+    """
 
     token: str | None = None
     index_key: SecretBytes | None = None
+    user_key: tuple[str, SecretBytes] | None = None
+    anonymous: bool = False
 
     def __post_init__(self) -> None:
-        if self.token is None and self.index_key is None:
-            raise Reject(
-                ErrorCode.UNAUTHENTICATED,
-                "no credential: set SEALSTREAM_TOKEN, or give the index's key",
-            )
+        if not self.anonymous and not (self.token or self.index_key or self.user_key):
+            raise _no_credential()
         if self.index_key is not None and len(self.index_key) != 32:
             raise Reject(ErrorCode.WRONG_KEY, "an index key is exactly 32 bytes")
 
     def __repr__(self) -> str:
         return "Secrets()"
+
+
+def _no_credential() -> Reject:
+    return Reject(
+        ErrorCode.UNAUTHENTICATED, "no credential: set SEALSTREAM_TOKEN, or give the index's key"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,12 @@ class Session:
         self._made: dict[str, _Made] = {}
         # Equal for every client with the same secret, so that all of them put one document on one
         # partition; says nothing about the document to who lacks the secret.
-        seed = secrets.index_key.copy() if secrets.index_key else (secrets.token or "").encode()
+        if secrets.user_key is not None:
+            seed = secrets.user_key[1].copy()
+        elif secrets.index_key is not None:
+            seed = secrets.index_key.copy()
+        else:
+            seed = (secrets.token or "").encode()
         self._routing = hmac.digest(seed, b"sealstream/1 routing", "sha256")
 
     def auth(self, index: str) -> Auth:
@@ -115,8 +128,20 @@ class Session:
         return made.auth
 
     def admin_auth(self) -> AdminAuth:
-        """Return the credential inside an admin-request, which is sealed as a whole."""
-        return AdminAuth(token=self._secrets.token, index_key=self._index_key())
+        """Return the credential inside an admin-request, which is sealed as a whole.
+
+        Raises:
+            Reject: UNAUTHENTICATED, there is none.
+        """
+        if self._secrets.anonymous:
+            raise _no_credential()
+        index_key = self._index_key()
+        if self._secrets.user_key is not None:
+            user_id, key = self._secrets.user_key
+            return AdminAuth(
+                user_id=user_id, user_key=encode_base64(key.view()), index_key=index_key
+            )
+        return AdminAuth(token=self._secrets.token, index_key=index_key)
 
     def sign(self, topic: str, key: bytes | None, value: bytes) -> bytes:
         """Return the value of the header `sealstream-sig` for a record as it will be produced."""
@@ -132,11 +157,20 @@ class Session:
         return f"{index}/{name.hex()}".encode()
 
     def _seal(self, index: str, now: float) -> Auth:
-        # An index key authenticates by itself: whoever has it owns the index.
+        if self._secrets.anonymous:
+            raise _no_credential()
         index_key = self._index_key()
+        user_id, user_key = None, None
+        if self._secrets.user_key is not None:
+            user_id = self._secrets.user_key[0]
+            user_key = encode_base64(self._secrets.user_key[1].view())
+            index_key = None
         credential = Credential(
-            token=None if index_key else self._secrets.token,
+            # An index key authenticates by itself: whoever has it owns the index.
+            token=None if index_key or user_key else self._secrets.token,
             index_key=index_key,
+            user_id=user_id,
+            user_key=user_key,
             index=IndexName(index),
             scopes=self._scopes,
             exp=int(now) + CREDENTIAL_LIFE_S,

@@ -44,7 +44,20 @@ class FakeClient:
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     operations: list[dict[str, Any]] = field(default_factory=list)
     keys: list[bytes | None] = field(default_factory=list)
+    answers: dict[str, Any] = field(default_factory=dict)
+    anonymous: list[bool] = field(default_factory=list)
     closed: int = 0
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer any other method with what `answers` has for it."""
+        if name.startswith("_") or name not in self.answers:
+            raise AttributeError(name)
+
+        async def method(*arguments: Any) -> Any:
+            self._called(name, arguments=arguments)
+            return self.answers[name]
+
+        return method
 
     async def __aenter__(self) -> Self:
         return self
@@ -124,8 +137,9 @@ Run = Callable[..., Output]
 def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     fake = FakeClient()
 
-    def opened(_settings: Any, index_key: bytes | None) -> FakeClient:
+    def opened(_settings: Any, index_key: bytes | None, *, anonymous: bool) -> FakeClient:
         fake.keys.append(index_key)
+        fake.anonymous.append(anonymous)
         return fake
 
     monkeypatch.setattr("workers.cli.connect.open_client", opened)

@@ -1,0 +1,69 @@
+"""`sealstream group`: groups of users. Only members change a group."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from workers.cli.common import COMMON, OK, AsJson, Common, say, say_json
+from workers.cli.connect import connected
+from workers.cli.show import printable
+from workers.cli.user import Scopes, checked_scopes
+
+app = App(name="group", help="Groups of users: who shares documents.")
+
+
+@app.command
+async def create(
+    *,
+    scope: Scopes = (),
+    all_scopes: Annotated[bool, Parameter(negative="")] = False,
+    json: AsJson = False,
+    common: Common = COMMON,
+) -> int:
+    """Create a group, with yourself as its first member, and print its id.
+
+    Its scopes are what members may do with documents of the group, besides their own scopes.
+
+    Parameters
+    ----------
+    all_scopes
+        Give every scope that there is.
+    """
+    scopes = checked_scopes(scope, everything=all_scopes)
+    async with connected(common) as client:
+        group_id = await client.create_group(scopes)
+    if json:
+        say_json({"group_id": group_id})
+    else:
+        say(group_id)
+    return OK
+
+
+@app.command
+async def add(
+    group_id: str, /, *user_ids: str, json: AsJson = False, common: Common = COMMON
+) -> int:
+    """Make users members of a group that you are a member of."""
+    async with connected(common) as client:
+        await client.add_members(group_id, user_ids)
+    if json:
+        say_json({"group_id": group_id, "added": len(user_ids)})
+    else:
+        say(f"added {len(user_ids)} to {printable(group_id)}")
+    return OK
+
+
+@app.command
+async def remove(
+    group_id: str, /, *user_ids: str, json: AsJson = False, common: Common = COMMON
+) -> int:
+    """End memberships of a group that you are a member of."""
+    async with connected(common) as client:
+        await client.remove_members(group_id, user_ids)
+    if json:
+        say_json({"group_id": group_id, "removed": len(user_ids)})
+    else:
+        say(f"removed {len(user_ids)} from {printable(group_id)}")
+    return OK

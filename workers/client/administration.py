@@ -1,0 +1,165 @@
+"""What a client asks of the key service: indexes, users, groups, tokens, user keys, access lists.
+
+All of it goes sealed to the key service, and so do the answers. Every method raises `Reject` or
+`Retry` as the service says (DEADLINE_EXCEEDED without an answer), and `InvalidMessage` where an
+argument breaks the contract.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from schemas.auth import Scope
+from schemas.codec import convert
+from schemas.values import Binary, decode_base64, encode_base64
+from workers.client.admin import Administrator
+from workers.leases.directory import KeyDirectory
+
+
+class Administration:
+    """The administrative methods of `Client`."""
+
+    @property
+    @abstractmethod
+    def _admin(self) -> Administrator: ...
+
+    @abstractmethod
+    def _administrator_directory(self) -> KeyDirectory: ...
+
+    # --- indexes -----------------------------------------------------------------------------
+
+    async def create_index(self, index: str, **config: Any) -> dict[str, Any]:
+        """Create an index; a message produced after this returns is accepted.
+
+        Args:
+            index: its name.
+            config: arguments of `index.create`: `shards`, `dimension`, `metric`, `kms`, ...
+        """
+        created = await self._admin.run("index.create", {"index": index, **config})
+        await self._administrator_directory().refresh()
+        return created
+
+    async def describe_index(self, index: str) -> dict[str, Any]:
+        """Return the settings and state of an index."""
+        return await self._admin.run("index.describe", {"index": index})
+
+    async def list_indexes(self) -> list[dict[str, Any]]:
+        """Return all indexes."""
+        found = await self._admin.run("index.list", {})
+        indexes: list[dict[str, Any]] = found.get("indexes", [])
+        return indexes
+
+    async def delete_index(self, index: str) -> dict[str, Any]:
+        """Delete an index."""
+        return await self._admin.run("index.delete", {"index": index})
+
+    # --- users and groups --------------------------------------------------------------------
+
+    async def create_user(self, scopes: Sequence[Scope | str]) -> dict[str, Any]:
+        """Create a user; return `user_id`, `password` (shown this once), `default_group`."""
+        return await self._admin.run("user.create", {"scopes": [str(one) for one in scopes]})
+
+    async def log_in(self, user_id: str, password: str) -> dict[str, Any]:
+        """Return an identity `token` and `expires_ms`. The client needs no credential for it."""
+        return await self._admin.run("user.login", {"user_id": user_id, "password": password})
+
+    async def change_password(self, user_id: str, password: str) -> str:
+        """Exchange a password for a new one, which is returned; all tokens of the user end."""
+        args = {"user_id": user_id, "password": password}
+        changed = await self._admin.run("user.change_password", args)
+        return str(changed["password"])
+
+    async def delete_user(self, user_id: str) -> None:
+        """Delete a user; its tokens end."""
+        await self._admin.run("user.delete", {"user_id": user_id})
+
+    async def create_group(self, scopes: Sequence[Scope | str] = ()) -> str:
+        """Create a group, whose first member is the caller; return its id.
+
+        Args:
+            scopes: what its members may do with documents of the group, besides their own scopes.
+        """
+        made = await self._admin.run("group.create", {"scopes": [str(one) for one in scopes]})
+        return str(made["group_id"])
+
+    async def add_members(self, group_id: str, user_ids: Sequence[str]) -> None:
+        """Make users members of a group that the caller is a member of."""
+        args = {"group_id": group_id, "user_ids": list(user_ids)}
+        await self._admin.run("group.add_members", args)
+
+    async def remove_members(self, group_id: str, user_ids: Sequence[str]) -> None:
+        """End memberships of a group that the caller is a member of."""
+        args = {"group_id": group_id, "user_ids": list(user_ids)}
+        await self._admin.run("group.remove_members", args)
+
+    # --- access lists ------------------------------------------------------------------------
+
+    async def get_access(
+        self,
+        index: str,
+        id: str,  # noqa: A002 - the contract's name
+    ) -> dict[str, Any]:
+        """Return the access list of a document: `groups`, `access_version`."""
+        return await self._admin.run("access.get", {"index": index, "id": id})
+
+    async def add_access(
+        self,
+        index: str,
+        id: str,  # noqa: A002 - the contract's name
+        groups: Sequence[str],
+    ) -> dict[str, Any]:
+        """Add groups to the access list of a document; return it as `get_access`.
+
+        From then on they may open its content; that they find it, once `position` is applied.
+        """
+        args = {"index": index, "id": id, "groups": list(groups)}
+        return await self._admin.run("access.add", args)
+
+    async def remove_access(
+        self,
+        index: str,
+        id: str,  # noqa: A002 - the contract's name
+        groups: Sequence[str],
+    ) -> dict[str, Any]:
+        """Take groups from the access list of a document; return it as `get_access`.
+
+        From then on they cannot open its content; they find it until `position` is applied.
+        """
+        args = {"index": index, "id": id, "groups": list(groups)}
+        return await self._admin.run("access.remove", args)
+
+    # --- tokens and user keys ----------------------------------------------------------------
+
+    async def create_token(self, data: str | bytes, ttl_s: int) -> dict[str, Any]:
+        """Seal data into an application `token` that can be opened for `ttl_s` seconds."""
+        given = data if isinstance(data, str) else {"base64": encode_base64(data)}
+        return await self._admin.run("token.create", {"data": given, "ttl_s": ttl_s})
+
+    async def open_token(self, token: str) -> str | bytes:
+        """Return the data of an application token, as it was given."""
+        opened = (await self._admin.run("token.open", {"token": token}))["data"]
+        return opened if isinstance(opened, str) else convert(Binary, opened).decode()
+
+    async def create_user_key(self, index: str, user_id: str, permissions: Sequence[str]) -> bytes:
+        """Make a user's own key of an index, 32 bytes, which is kept nowhere else.
+
+        Args:
+            index: name of the index; the caller must be of the group that created it.
+            user_id: whom it is for; any name.
+            permissions: `read`, `write`, or both.
+        """
+        args = {"index": index, "user_id": user_id, "permissions": list(permissions)}
+        made = await self._admin.run("user_key.create", args)
+        return decode_base64(made["user_key"], "user_key")
+
+    async def list_user_keys(self, index: str) -> list[dict[str, Any]]:
+        """Return who has a key of an index: `user_id`, `permissions`, `created_ms`."""
+        found = await self._admin.run("user_key.list", {"index": index})
+        keys: list[dict[str, Any]] = found.get("user_keys", [])
+        return keys
+
+    async def delete_user_key(self, index: str, user_id: str) -> None:
+        """End a user's key of an index."""
+        await self._admin.run("user_key.delete", {"index": index, "user_id": user_id})
