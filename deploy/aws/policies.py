@@ -1,6 +1,6 @@
-"""Write the IAM policies of every worker role, the key's policy and the bucket's, as JSON files.
+r"""Write the IAM policies of every worker role, the key's policy and the bucket's, as JSON files.
 
-    python policies.py --bucket acme-search --kms-key ARN \\
+    python policies.py --bucket acme-search --kms-key ARN \
         --key-service-role ARN --admin-role ARN policies/
 
 Needs sealstream installed. Attach `iam-ROLE.json` to the role of each worker, put `key-policy.json`
