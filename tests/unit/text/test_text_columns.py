@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import accumulate
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +22,7 @@ def terms_of(lexicon: Lexicon, columns: TextColumns, text: int) -> dict[str, lis
     found: dict[str, list[int]] = {}
     for term, tf in zip(columns.terms[begin:end].tolist(), columns.tfs[begin:end], strict=True):
         places, deltas = deltas[:tf], deltas[tf:]
-        found[lexicon.term(term)] = [sum(places[: i + 1]) for i in range(tf)]
+        found[lexicon.term(term)] = list(accumulate(places))
     assert not deltas
     assert (columns.texts[begin:end] == text).all()
     return found
