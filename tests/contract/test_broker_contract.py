@@ -258,6 +258,22 @@ async def test_reader_at_the_end_misses_nothing_after_start(broker: Broker) -> N
     await reader.stop()
 
 
+async def test_a_paused_reader_misses_nothing(broker: Broker) -> None:
+    name = await topic(broker, 2)
+    reader = broker.topic_reader([name], start="end")
+    await reader.start()
+    for turn in range(2):
+        reader.pause()
+        reader.pause()
+        await produce(broker, TP(name, 0), 3, start=3 * turn)
+        await produce(broker, TP(name, 1), 2, start=2 * turn)
+        assert await reader.next(0.1) == []
+        reader.resume()
+        reader.resume()
+        assert len(await drain(reader, 5)) == 5
+    await reader.stop()
+
+
 async def test_topic_reader_of_a_missing_topic(broker: Broker) -> None:
     reader = broker.topic_reader(["never-made"], start="end")
     with pytest.raises(Retry):

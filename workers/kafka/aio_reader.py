@@ -124,6 +124,14 @@ class AioTopicReader:
         self._patience.note(self._partitions, found=bool(found))
         return [to_record(raw) for batch in found.values() for raw in batch]
 
+    def pause(self) -> None:
+        """Stop fetching; what was fetched and not returned yet is fetched again."""
+        self._consumer.pause(*self._partitions)
+
+    def resume(self) -> None:
+        """Fetch again."""
+        self._consumer.resume(*self._partitions)
+
     async def caught_up(self) -> None:
         """Wait until the caller of `next` has worked in all that exists now. Raises Retry."""
         with translated():

@@ -197,6 +197,18 @@ class TopicReader(Protocol):
         """
         ...
 
+    def pause(self) -> None:
+        """Stop asking the broker for more; nothing is missed. For who expects nothing now.
+
+        A waiting reader asks dozens of times a second: of brokers that answer at once, and of those
+        that hold an answer back until the wait is over.
+        """
+        ...
+
+    def resume(self) -> None:
+        """Go on, from where it paused."""
+        ...
+
     async def caught_up(self) -> None:
         """Wait until the caller of `next` has seen, and come back for more after, all that exists.
 

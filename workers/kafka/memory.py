@@ -322,6 +322,7 @@ class MemoryTopicReader:
         self._positions: dict[TP, int] = {}
         # Somebody waits in `next`: what was returned before is worked in.
         self._idle = False
+        self._paused = False
 
     async def start(self) -> None:
         """Fix the positions."""
@@ -344,13 +345,22 @@ class MemoryTopicReader:
         await asyncio.sleep(0)
         while True:
             found: list[Record] = []
-            for tp in sorted(self._positions):
+            for tp in () if self._paused else sorted(self._positions):
                 batch = self._broker.logs[tp].read(self._positions[tp], _MAX_RECORDS)
                 if batch:
                     self._positions[tp] = batch[-1].offset + 1
                     found += batch
             if found or not await self._broker.wait(until_s):
                 return found
+
+    def pause(self) -> None:
+        """Return nothing until `resume`."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Return records again."""
+        self._paused = False
+        self._broker.wake()
 
     async def caught_up(self) -> None:
         """Wait until the caller of `next` has worked in all that exists now."""
