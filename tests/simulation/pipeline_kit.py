@@ -202,6 +202,9 @@ class Holder:
         lease = await self.lease(value.index, auth=auth)
         return open_value(kind, lease.intake_key(value.key_id_bytes()), value)
 
+    async def note_refusals(self, index: str, why: Any, operations: Any) -> None:
+        self._realm.reports.append((index, why, tuple(operations)))
+
     async def report(self, index: str, auth: Auth, scopes: Any, *, proof: Any = None) -> None:
         self._realm.reports.append((index, tuple(scopes)))
 

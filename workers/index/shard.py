@@ -56,6 +56,8 @@ log = structlog.get_logger("index.shard")
 
 MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
 """Bytes of index-update that become one segment at most: bounds the memory of a micro-batch."""
+MAX_NOTED: Final = 100
+"""Operations of a micro-batch that the audit is told of as refused."""
 SWEEP_S: Final = 3600.0
 """Seconds between two sweeps of a shard's garbage."""
 MAX_LIVE_SEGMENTS: Final = 8
@@ -369,8 +371,15 @@ class Shard:
             published = await self._apply(writer, records, whole, clusters, epoch)
             self._look(writer)
         self._drop(len(records))
-        self._unsent.append((published, _refused(whole.sources, published)))
+        refused = _refused(whole.sources, published)
+        self._unsent.append((published, refused))
         await self._tell()
+        forbidden = [op.kind.name.lower() for op, e in refused if e.code is ErrorCode.FORBIDDEN]
+        if forbidden:
+            # The key service decided who asks, but only here it is known whose document it is.
+            await services.holder.note_refusals(
+                self.index, ErrorCode.FORBIDDEN, forbidden[:MAX_NOTED]
+            )
 
     def _next_records(self) -> list[Record]:
         records: list[Record] = []

@@ -235,3 +235,4 @@ class Admin:
             signature = record.header(HEADER_SIGNATURE)
             verify_message(principal.cnf, signature, record.topic, record.key, record.value or b"")
         asked.caller = principal
+        self._callers.check_revoked(principal)

@@ -41,6 +41,7 @@ from workers.keys.asked import Asked, Operation, Result, begun
 from workers.keys.policy import check_administrator
 from workers.keys.principal import Principal, lacks
 from workers.keys.realm import Realm, RealmPurpose
+from workers.keys.revocations import RevocationLog
 from workers.leases.certificate import Clock
 
 
@@ -48,18 +49,25 @@ class IdentityOperations:
     """Runs the operations of the standalone identity provider."""
 
     def __init__(
-        self, provider: StandaloneProvider, realm: Realm, *, clock: Clock = time.time
+        self,
+        provider: StandaloneProvider,
+        realm: Realm,
+        revocations: RevocationLog,
+        *,
+        clock: Clock = time.time,
     ) -> None:
         """Prepare.
 
         Args:
             provider: keeps users and groups.
             realm: its administrator, and the key of application tokens.
+            revocations: tell workers at once of users that are deleted.
             clock: seconds since 1970.
         """
         self._provider = provider
         self._administrator: Administrator = realm.administrator
         self._app_key = realm.key(RealmPurpose.APP_TOKEN)
+        self._revocations = revocations
         self._clock = clock
 
     @property
@@ -121,6 +129,7 @@ class IdentityOperations:
         await asked.begin()
         with begun():
             await self._provider.delete_user(user_id)
+            await self._revocations.revoke("user", user_id)
             await asked.grant()
         return {"user_id": user_id, "deleted": True}
 

@@ -43,6 +43,7 @@ from workers.keys.policy import (
     check_use,
     lease_payload,
     may_read,
+    noted_refusal,
 )
 from workers.keys.principal import Principal, lacks
 from workers.keys.publish import Publisher
@@ -275,6 +276,8 @@ class Answers:
             check_index(opened.certificate, body.index)
         record = await self._indexes.record(body.index, body.uid)
         check_index(opened.certificate, record.index)
+        if body.kind == "refusal":
+            raise noted_refusal(body.purposes)
         if body.kind == "lease":
             return await self._lease(opened, record)
         if body.kind == "reseal":
@@ -307,8 +310,7 @@ class Answers:
         if principal.cnf is not None:
             topic = with_prefix(self._terms.prefix, _INPUTS[role])
             verify_proof(principal.cnf, caller.proof, topic)
-        if self._indexes.directory.revocations.find("user", principal.id):
-            raise Reject(ErrorCode.FORBIDDEN, "the caller was revoked", field="auth")
+        self._callers.check_revoked(principal)
         await self._indexes.prove(record, principal.index_key)
         check_use(role, principal)
         return principal

@@ -38,6 +38,7 @@ from workers.keys.user_keys import UserKeys
 from workers.leases.certificate import CLOCK_SKEW_S, Clock, Role
 from workers.leases.credential import open_credential
 from workers.leases.request import Caller
+from workers.leases.revocation import Revocations
 
 MAX_LIFE_S: Final = 3600
 INGEST_RETENTION_S: Final = next(
@@ -59,6 +60,7 @@ class Callers:
         keys: ServiceKeys,
         provider: IdentityProvider,
         user_keys: UserKeys,
+        revocations: Revocations,
         *,
         allow_plain: bool,
         clock: Clock = time.time,
@@ -70,6 +72,7 @@ class Callers:
             keys: open sealed credentials.
             provider: knows identity tokens.
             user_keys: knows user keys.
+            revocations: as published.
             allow_plain: whether a token in clear counts.
             clock: seconds since 1970.
         """
@@ -77,6 +80,7 @@ class Callers:
         self._keys = keys
         self._provider = provider
         self._user_keys = user_keys
+        self._revocations = revocations
         self._allow_plain = allow_plain
         self._clock = clock
 
@@ -137,6 +141,11 @@ class Callers:
         if index_key is None:
             return principal
         return dataclasses.replace(principal, index_key=index_key)
+
+    def check_revoked(self, principal: Principal) -> None:
+        """Refuse who was revoked. Raises Reject: FORBIDDEN."""
+        if self._revocations.find("user", principal.id):
+            raise Reject(ErrorCode.FORBIDDEN, "the caller was revoked", field="auth")
 
     async def _of_sealed(
         self, sealed: bytes, index: str, record: IndexRecord | None, role: Role | None

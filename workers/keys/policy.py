@@ -35,6 +35,7 @@ _USES: dict[Role, frozenset[Scope]] = {
 }
 _NEEDS: dict[Role, Permission] = {"ingest": "write", "query": "read"}
 _SCOPE_NAMES = frozenset(scope.value for scope in Scope)
+_CODES = frozenset(code.value for code in ErrorCode)
 _PAIRS = frozenset({Purpose.OBJECT, Purpose.UPDATE, Purpose.QUERY})
 
 
@@ -82,6 +83,14 @@ def check_scopes(principal: Principal, scopes: Iterable[str]) -> None:
             raise Reject(ErrorCode.INVALID_MESSAGE, "the request names an unknown scope")
         if Scope(name) not in principal.any_scopes:
             raise lacks(Scope(name))
+
+
+def noted_refusal(purposes: Collection[str]) -> Reject:
+    """Return the refusal that a worker tells of: the first of its words is the code."""
+    code = next(iter(purposes), "")
+    if code not in _CODES:
+        return Reject(ErrorCode.INVALID_MESSAGE, "the request names no error code")
+    return Reject(ErrorCode(code), "refused by the worker")
 
 
 def lease_payload(

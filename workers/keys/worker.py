@@ -242,6 +242,7 @@ class KeyService:
             self._keys,
             self._provider or standalone,
             user_keys,
+            self._directory.revocations,
             allow_plain=settings.allow_plain_credentials,
             clock=clock,
         )
@@ -325,7 +326,7 @@ class KeyService:
                 **index_operations.operations,
                 **UserKeyOperations(indexes, user_keys).operations,
                 **AccessOperations(indexes, access).operations,
-                **IdentityOperations(standalone, realm, clock=clock).operations,
+                **IdentityOperations(standalone, realm, self._revocations, clock=clock).operations,
                 **key_operations.operations,
             },
             catalog=indexes.catalog,

@@ -344,6 +344,20 @@ class LeaseHolder:
         except (Reject, Retry) as error:
             log.debug("refusal reported", code=error.code.value)
 
+    async def note_refusals(self, index: str, why: ErrorCode, operations: Sequence[str]) -> None:
+        """Let the audit have operations that this worker refused. Without an answer it goes on.
+
+        Args:
+            index: whose operations.
+            why: the code they were refused with.
+            operations: which they were, in words of the contract.
+        """
+        purposes = [why.value, *operations]
+        try:
+            await self._ask(DecisionPayload, kind="refusal", index=index, purposes=purposes)
+        except (Reject, Retry) as error:
+            log.debug("refusals noted", code=error.code.value)
+
     async def open_objects(
         self,
         lease: Lease,

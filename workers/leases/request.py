@@ -14,6 +14,8 @@ The kinds:
     certificate  the next certificate of this worker, before the present one ends
     reseal     access records and words, under the current key generation; for index workers. What
                is to be sealed anew lies in an object of the index, `Job`, and so does the answer
+    refusal    nothing: this worker refused operations, `purposes` says why and which; the audit
+               is to have it
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ MAX_REQUEST_LIFE_MS: Final = 30_000
 MAX_OBJECTS: Final = 512
 VERSION: Final = 1
 
-Kind = Literal["lease", "decision", "objects", "certificate", "reseal"]
+Kind = Literal["lease", "decision", "objects", "certificate", "reseal", "refusal"]
 
 
 class Caller(msgspec.Struct, array_like=True, frozen=True):
