@@ -11,21 +11,16 @@ import asyncio
 import base64
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "kms_worlds"))
 
-import kms_aws_world
-import kms_azure_world
-import kms_bao_world
-import kms_gcp_world
-import kms_hsm_world
 import kms_local_world
-from kms_world import EXPECTED, Fault, StartWorld, World
+from kms_world import EXPECTED, Fault, World
+from kms_worlds import WORLDS
 
 from schemas.errors import ErrorCode
 from workers.crypto.secret import SecretBytes, random_secret
@@ -34,15 +29,6 @@ from workers.kms.base import Kms, context_bytes
 from workers.kms.errors import KmsKeyDisabled, KmsKeyGone, KmsUnavailable
 
 CONTEXT = {"index": "00" * 16, "purpose": "kek"}
-WORLDS: dict[str, Callable[[Path], StartWorld]] = {
-    "local": kms_local_world.start,
-    "openbao": kms_bao_world.start,
-    "aws": kms_aws_world.start,
-    "gcp": kms_gcp_world.start,
-    "azure-rsa": partial(kms_azure_world.start, kty="RSA"),
-    "azure-hsm": partial(kms_azure_world.start, kty="oct-HSM"),
-    "pkcs11": kms_hsm_world.start,
-}
 # Longer than any deadline: whoever needs it hangs.
 PATIENCE_S = 20.0
 

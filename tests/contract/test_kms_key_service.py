@@ -1,0 +1,111 @@
+"""The key service on every KMS: it starts anew on it, and outlives its failures."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "keys"))
+sys.path.insert(0, str(Path(__file__).parent / "kms_worlds"))
+
+from keys_world import Caller, World
+from kms_world import Fault
+from kms_world import World as KmsWorld
+from kms_worlds import WORLDS
+
+from schemas.auth import Auth
+from schemas.errors import ErrorCode
+from schemas.topics import QUERY_REQUEST
+from schemas.values import encode_base64
+from workers.crypto.derive import Purpose
+from workers.errors import Retry
+from workers.leases.lease import Lease
+
+PATIENCE_S = 30.0
+
+
+@pytest.fixture(scope="session", params=WORLDS)
+async def kms_world(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[KmsWorld]:
+    async with WORLDS[request.param](tmp_path_factory.mktemp("kms")) as running:
+        yield running
+
+
+@pytest.fixture
+async def world(kms_world: KmsWorld, tmp_path: Path) -> AsyncIterator[World]:
+    """A realm whose root is wrapped by this KMS."""
+    made = World(tmp_path, allow_plain_credentials=True)
+    await made.kms.aclose()
+    made.kms = kms_world.open()  # type: ignore[assignment]
+    await made.open()
+    yield made
+    await made.aclose()
+    await made.kms.aclose()
+
+
+def segment_key(lease: Lease) -> bytes:
+    return lease.keys(lease.generation, Purpose.SEGMENT).copy()
+
+
+async def test_a_key_service_that_starts_anew_opens_every_index(
+    kms_world: KmsWorld, world: World
+) -> None:
+    await world.create("acme/docs")
+    own = {"provider": kms_world.provider, "key_id": kms_world.two}
+    made = await world.create("apart", kms=own)
+    assert made["kms"] == own
+    holder = await world.holder("index-1")
+    before = [segment_key(await holder.lease(name)) for name in ("acme/docs", "apart")]
+    await world.latest.end()
+    await world.kms.aclose()
+    world.kms = kms_world.open()  # type: ignore[assignment]
+    await world.start_service("keys-2")
+    again = await world.holder("index-1")
+    after = [segment_key(await again.lease(name)) for name in ("acme/docs", "apart")]
+    assert before == after
+    assert len(set(after)) == 2
+
+
+@pytest.mark.parametrize("fault", [Fault.FROZEN, Fault.BROKEN, Fault.DENIED])
+async def test_a_kms_that_fails_stops_what_is_new_and_nothing_else(
+    kms_world: KmsWorld, world: World, fault: Fault
+) -> None:
+    if fault not in kms_world.faults:
+        return
+    key = os.urandom(32)
+    caller = Caller(world, index_key=key)
+    auth = {"token": world.token, "index_key": encode_base64(key)}
+    await world.create("acme/docs")
+    await world.create("mine", auth=auth, kms={"provider": "none"})
+    holder, newcomer = await world.holder("index-1"), await world.holder("query-1")
+    await holder.lease("acme/docs")
+    async with kms_world.fault(fault), asyncio.timeout(PATIENCE_S):
+        waiting = asyncio.ensure_future(newcomer.lease("acme/docs", auth=Auth(token=world.token)))
+        # An index whose key is elsewhere goes on meanwhile.
+        shown = caller.shown(QUERY_REQUEST)
+        assert (await newcomer.lease("mine", auth=caller.auth("mine"), **shown)).full
+        with pytest.raises(Retry, match="KEY_UNAVAILABLE"):
+            await waiting
+        refused = await world.admin("index.create", {"index": "new"})
+        assert refused.error is not None
+        assert refused.error.code is ErrorCode.KEY_UNAVAILABLE
+        # What is leased is renewed from what the key service has cached.
+        world.clock.pass_s(210)
+        await holder.tick()
+        await holder.settled()
+        assert (await holder.lease("acme/docs")).expires_s > world.clock() + 200
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                lease = await newcomer.lease("acme/docs", auth=Auth(token=world.token))
+                break
+            except Retry:
+                await asyncio.sleep(0.05)
+    assert lease.full
+    await world.create("new")
