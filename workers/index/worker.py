@@ -23,6 +23,8 @@ GROUP: Final = "sealstream-index"
 # One record is a whole micro-batch of an ingest worker: up to some hundred documents.
 _MAX_RECORDS: Final = 64
 _MAX_BYTES: Final = 16 * 1024 * 1024
+# A word that comes often costs a node in each segment: twice as many documents, a third less work.
+_MOST_LINGER_S: Final = 1.0
 
 
 async def run(settings: Settings, stop: asyncio.Event) -> None:
@@ -67,6 +69,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
                 max_records=_MAX_RECORDS,
                 max_bytes=_MAX_BYTES,
                 linger_s=settings.index_linger_ms / 1000,
+                most_linger_s=_MOST_LINGER_S,
                 max_buffered_bytes=4 * _MAX_BYTES,
             ),
             health=parts.health,

@@ -19,6 +19,7 @@ class Buffer:
         self._stop = stop
         self._records: deque[Record] = deque()
         self._arrived = asyncio.Event()
+        self._worked_s = 0.0
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -39,6 +40,10 @@ class Buffer:
         self._records.clear()
         self.bytes = 0
 
+    def worked(self, seconds: float) -> None:
+        """Take in how long the work on the last batch took."""
+        self._worked_s = seconds
+
     def wake(self) -> None:
         """Let `take` look again."""
         self._arrived.set()
@@ -50,7 +55,7 @@ class Buffer:
         while not self._records:
             if self._stop.is_set() or not await self._more(until_s):
                 return []
-        until_s = loop.time() + self._policy.linger_s
+        until_s = loop.time() + self._policy.linger(self._worked_s)
         while not self._stop.is_set() and not self._complete():
             if not await self._more(until_s):
                 break

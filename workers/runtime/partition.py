@@ -208,6 +208,7 @@ class Partition:
             break
         self._shared.health.beat()
         if batch:
+            self.buffer.worked(_now_s() - began_s)
             metrics.BATCH_SECONDS.observe(_now_s() - began_s, topic=self.tp.topic)
             metrics.BATCH_RECORDS.observe(len(batch), topic=self.tp.topic)
             metrics.RECORDS.inc(len(batch), **self._labels)

@@ -25,12 +25,20 @@ class BatchPolicy:
         linger_s: seconds that the first record of a batch waits for more.
         max_buffered_bytes: bytes held ready for all partitions together. Every partition may hold
             one batch, so no partition can starve another; a fetch may add 1 MiB to each.
+        most_linger_s: for work that costs less per record the larger a batch is. A batch then
+            waits as long as the work on the last one took, from `linger_s` to this: who is idle is
+            quick, who is busy gathers.
     """
 
     max_records: int = 500
     max_bytes: int = 4 * 1024 * 1024
     linger_s: float = 0.05
     max_buffered_bytes: int = 64 * 1024 * 1024
+    most_linger_s: float = 0.0
+
+    def linger(self, worked_s: float) -> float:
+        """Return how long a batch waits for more records, after work of `worked_s` seconds."""
+        return max(self.linger_s, min(self.most_linger_s, worked_s))
 
 
 @dataclass(frozen=True, slots=True)
