@@ -291,7 +291,9 @@ class Settings(BaseModel):
         default=50, description="Milliseconds the ingest worker waits for a micro-batch to fill."
     )
     index_linger_ms: Milliseconds = Field(
-        default=100, description="Milliseconds the index worker waits for a micro-batch to fill."
+        default=100,
+        description="Milliseconds an idle index worker waits for a micro-batch to fill; a busy one "
+        "waits as long as its last took, up to a second.",
     )
     max_record_bytes: Annotated[int, Field(ge=65_536, le=16_777_216)] = Field(
         default=900_000, description="Largest Kafka record we write, in bytes."
