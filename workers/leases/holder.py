@@ -159,6 +159,8 @@ class LeaseHolder:
         self._reader: TopicReader | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._outstanding: dict[bytes, asyncio.Future[SignedGrant]] = {}
+        # Set while anything is outstanding.
+        self._asking = asyncio.Event()
         self._held: dict[bytes, _Held] = {}
         self._uids: dict[str, bytes] = {}
         self._retired: list[Lease] = []
@@ -710,6 +712,7 @@ class LeaseHolder:
         answer: asyncio.Future[SignedGrant] = loop.create_future()
         asked_s = loop.time()
         self._outstanding[body.request_id] = answer
+        self._asking.set()
         try:
             async with asyncio.timeout(self._ask_timeout_s):
                 await self._producer.send_and_wait(
@@ -731,6 +734,8 @@ class LeaseHolder:
             ) from None
         finally:
             del self._outstanding[body.request_id]
+            if not self._outstanding:
+                self._asking.clear()
         outcome = "deny" if grant.header.deny is not None else "grant"
         metrics.LEASE_REQUESTS.inc(outcome=outcome)
         return grant.header, open_grant(grant, pending, payload_type, now_s=self._clock())
@@ -738,6 +743,11 @@ class LeaseHolder:
     async def _listen(self, reader: TopicReader) -> None:
         own = self._identity.worker_id.encode()
         while True:
+            if not self._outstanding:
+                # A worker seldom asks: meanwhile its reader need not ask the broker.
+                reader.pause()
+                await self._asking.wait()
+                reader.resume()
             for record in await reader.next(_POLL_S):
                 if record.key != own:
                     continue
