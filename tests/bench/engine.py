@@ -144,7 +144,9 @@ class Writing:
             lambda: gather([check_batch(one.batch, self._config) for one in prepared.updates])
         )
         writer = self._writer
-        clusters = await self._vectors.clusters(writer, writer.head, whole.first_vectors())
+        clusters = await self._vectors.clusters(
+            writer, writer.head, whole.first_vectors(), writer.head.generation
+        )
         return await writer.apply(
             PendingBatch(
                 offset=self._offset,
@@ -170,7 +172,9 @@ class Writing:
         return len(self._writer.head.segments)
 
     async def _compact(self, *, everything: bool) -> None:
-        regroup, epoch = await self._vectors.regroup(self._writer.head)
+        regroup, epoch = await self._vectors.regroup(
+            self._writer.head, self._writer.head.generation
+        )
         await self._writer.compact(everything=everything, regroup=regroup, epoch=epoch)
 
     def _item(self, body: dict[str, Any]) -> Authorised:

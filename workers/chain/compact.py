@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from workers.chain.codec import Codec, Regroup, RowMap
 from workers.chain.fresh import Source
+from workers.chain.head import Deletes
 from workers.chain.kinds import NodeKind
-from workers.chain.merge import merge_nodes, merge_rows
-from workers.chain.retain import Retained
+from workers.chain.merge import MergedRows, merge_nodes
 from workers.chain.rows import Rows
 from workers.chain.segment import BuiltSegment, SegmentContext, build_segment
 from workers.chain.state import SegmentTable
@@ -68,20 +68,48 @@ def _newest(sizes: Sequence[int], first: int) -> int:
     return min(costs, key=lambda i: (costs[i], -i))
 
 
+def choose_old(
+    tables: Sequence[SegmentTable],
+    deletes: Sequence[Deletes],
+    generation: int,
+    max_segment_bytes: int = MAX_SEGMENT_BYTES,
+) -> list[int]:
+    """Return neighbours of which something is sealed under a key generation before `generation`.
+
+    At least one if there is any, and more as long as they stay below `max_segment_bytes`.
+    """
+    chosen: list[int] = []
+    size = 0
+    for i, (table, dead) in enumerate(zip(tables, deletes, strict=True)):
+        old = table.ref.generation < generation or (dead.base and dead.generation < generation)
+        if old and (not chosen or size + table.ref.size <= max_segment_bytes):
+            chosen.append(i)
+            size += table.ref.size
+        elif chosen:
+            break
+    return chosen
+
+
 def merge_segments(
     ctx: SegmentContext,
     segments: Sequence[Source],
-    retained: Sequence[Retained],
+    merged: MergedRows,
     codecs: Mapping[NodeKind, Codec],
     regroup: Regroup | None,
 ) -> Merged:
     """Merge segments into one with a new uid, so with new labels and keys. Runs in a thread.
 
+    Args:
+        ctx: what the output is built for.
+        segments: the inputs.
+        merged: their document tables, merged.
+        codecs: merge the nodes of each kind.
+        regroup: makes the CODES nodes anew.
+
     Raises:
         Damaged: a part of an input does not open.
         Fatal: a kind of node has no codec, or CODES of several epochs have no `regroup`.
     """
-    merged = merge_rows([segment.rows() for segment in segments], retained)
     if not len(merged.rows):
         return Merged(None, merged.rows, merged.table_maps, merged.dead)
     nodes = merge_nodes(segments, merged.posting_maps, codecs, regroup, ctx.epoch)

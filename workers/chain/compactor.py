@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -17,14 +17,20 @@ import numpy as np
 
 from workers.chain.bitmap import DeadRows
 from workers.chain.codec import Codec, Regroup
-from workers.chain.compact import Merged, choose, merge_segments
+from workers.chain.compact import Merged, choose, choose_old, merge_segments
 from workers.chain.core import ShardCore
+from workers.chain.fresh import Source
 from workers.chain.head import Deletes
 from workers.chain.kinds import NodeKind
+from workers.chain.merge import MergedRows, merge_rows
 from workers.chain.retain import retain
+from workers.chain.rows import Rows
 from workers.chain.segment_file import SegmentFile, SegmentGone, gather_all
 from workers.chain.state import SegmentTable, count_live
 from workers.chain.whole import WholeSegment
+
+Reseal = Callable[[Rows, int], Awaitable[None]]
+"""Brings what is sealed inside of rows (access records, words) to a key generation, in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,7 @@ class Compactor:
         codecs: merge the nodes of each kind.
         retention_ms: see `retain.py`.
         max_segment_bytes: see `compact.py`.
+        reseal: brings what is sealed inside of rows to a key generation; None: there is nothing.
     """
 
     def __init__(
@@ -54,11 +61,13 @@ class Compactor:
         *,
         retention_ms: int,
         max_segment_bytes: int,
+        reseal: Reseal | None = None,
     ) -> None:
         self._core = core
         self._codecs = codecs
         self._retention_ms = retention_ms
         self._max_segment_bytes = max_segment_bytes
+        self._reseal = reseal
         self._lock = asyncio.Lock()
 
     @property
@@ -70,23 +79,29 @@ class Compactor:
         self,
         *,
         everything: bool = False,
+        old: bool = False,
         regroup: Regroup | None = None,
         epoch: int | None = None,
         vector: bytes | None = None,
+        generation: int | None = None,
     ) -> Compaction | None:
         """Merge once; see `ShardWriter.compact`."""
         core = self._core
         async with self._lock:
             async with core.lock:
                 tables = list(await core.tables())
-                clock_ms = core.head.clock_ms
-            chosen = (
-                list(range(len(tables))) if everything else choose(tables, self._max_segment_bytes)
-            )
+                head = core.head
+            if everything:
+                chosen = list(range(len(tables)))
+            elif old:
+                now = core.generation if generation is None else generation
+                chosen = choose_old(tables, head.deletes, now, self._max_segment_bytes)
+            else:
+                chosen = choose(tables, self._max_segment_bytes)
             if not chosen:
                 return None
             inputs = [tables[i] for i in chosen]
-            merged = await self._merge(tables, chosen, clock_ms, regroup, epoch)
+            merged = await self._merge(tables, chosen, head.clock_ms, regroup, epoch, generation)
             if merged.built is not None:
                 await core.store_parts(merged.built, [], [], [])
             async with core.lock:
@@ -107,6 +122,7 @@ class Compactor:
         clock_ms: int,
         regroup: Regroup | None,
         epoch: int | None,
+        generation: int | None,
     ) -> Merged:
         core = self._core
         fresh = {i: found for i in chosen if (found := core.fresh.get(tables[i].ref.uid))}
@@ -121,17 +137,25 @@ class Compactor:
             async with core.lock:
                 raise await core.missing() from gone
         highest = max(tables[i].ref.epoch for i in chosen)
-        ctx = core.context(highest if epoch is None else epoch)
+        oldest = min(tables[i].ref.generation for i in chosen)
+        # Tokens of vectors, and what is sealed inside of rows, may be as old as that: nobody who
+        # says another generation has made them anew.
+        if generation is None:
+            generation = oldest
+        ctx = core.context(highest if epoch is None else epoch, generation)
 
-        def work() -> Merged:
+        def merge() -> tuple[list[Source], MergedRows]:
             retained = [
                 retain(tables, i, now_ms=clock_ms, retention_ms=self._retention_ms) for i in chosen
             ]
             read = (WholeSegment(file.ref, file.data, file.seals()) for file in whole)
-            segments = [fresh[i] if i in fresh else next(read) for i in chosen]
-            return merge_segments(ctx, segments, retained, self._codecs, regroup)
+            found: list[Source] = [fresh[i] if i in fresh else next(read) for i in chosen]
+            return found, merge_rows([segment.rows() for segment in found], retained)
 
-        return await asyncio.to_thread(work)
+        segments, rows = await asyncio.to_thread(merge)
+        if self._reseal is not None and oldest < generation:
+            await self._reseal(rows.rows, generation)
+        return await asyncio.to_thread(merge_segments, ctx, segments, rows, self._codecs, regroup)
 
     async def _publish(
         self, inputs: Sequence[SegmentTable], merged: Merged, vector: bytes | None

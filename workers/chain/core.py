@@ -159,17 +159,18 @@ class ShardCore:
         self._tables = None if tables is None else list(tables)
         return opened
 
-    def context(self, epoch: int) -> SegmentContext:
-        """Return what a new segment is built for.
+    def context(self, epoch: int, generation: int | None = None) -> SegmentContext:
+        """Return what a new segment is built for, under the present key generation or another.
 
         Raises:
             Retry: no lease for the key generation.
         """
+        generation = self.generation if generation is None else generation
         return SegmentContext(
             index_uid=self.index_uid,
             shard=self.shard,
-            segment_key=self.keys(self.generation),
-            generation=self.generation,
+            segment_key=self.keys(generation),
+            generation=generation,
             padding=self.padding,
             now_ms=self.clock_ms(),
             epoch=epoch,

@@ -84,6 +84,8 @@ class PendingBatch:
         vocabulary: opaque blocks for prefix queries.
         epoch: training epoch of the CODES nodes in it.
         created_ms: when the newest of the records was made, by its writer's clock; 0 if none says.
+        generation: key generation of the segment: the oldest that anything in it is sealed under;
+            None: the one that is written with now.
     """
 
     offset: int
@@ -93,6 +95,7 @@ class PendingBatch:
     epoch: int = 0
     created_ms: int = 0
     access: Sequence[AccessChange] = ()
+    generation: int | None = None
 
 
 @unique

@@ -23,7 +23,7 @@ from workers.chain.access import AccessTable, with_changes, without
 from workers.chain.assemble import assemble
 from workers.chain.codec import Codec, Regroup
 from workers.chain.compact import MAX_LIVE_SEGMENTS, MAX_SEGMENT_BYTES
-from workers.chain.compactor import Compaction, Compactor
+from workers.chain.compactor import Compaction, Compactor, Reseal
 from workers.chain.core import ShardCore
 from workers.chain.fresh import FreshSegments
 from workers.chain.head import Deletes, Head, HeadSigner, VerifyWriter
@@ -68,6 +68,7 @@ class ShardWriter:
         max_segment_bytes: larger segments are not merged further while there is room.
         clock_ms: milliseconds since 1970.
         fresh: keeps what was just written for its merge; None keeps nothing.
+        reseal: brings rows to another key generation (`compactor.py`).
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class ShardWriter:
         max_segment_bytes: int = MAX_SEGMENT_BYTES,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         fresh: FreshSegments | None = None,
+        reseal: Reseal | None = None,
     ) -> None:
         self.index_uid = index_uid
         self.shard = shard
@@ -106,6 +108,7 @@ class ShardWriter:
             codecs,
             retention_ms=retention_ms,
             max_segment_bytes=max_segment_bytes,
+            reseal=reseal,
         )
 
     @property
@@ -192,9 +195,11 @@ class ShardWriter:
         self,
         *,
         everything: bool = False,
+        old: bool = False,
         regroup: Regroup | None = None,
         epoch: int | None = None,
         vector: bytes | None = None,
+        generation: int | None = None,
     ) -> Compaction | None:
         """Merge what the policy chooses; None when there is nothing to merge.
 
@@ -202,10 +207,13 @@ class ShardWriter:
         were killed meanwhile are killed in its output too.
 
         Args:
-            everything: merge all segments: for retraining, rotation and shredding.
+            everything: merge all segments: for retraining.
+            old: merge what is sealed under earlier key generations, as much as fits at a time.
             regroup: makes the CODES nodes anew; needed when the epochs of the inputs differ.
             epoch: of the CODES nodes of the output; default: the highest among the inputs.
             vector: the vector state to publish with it.
+            generation: key generation of the output, for which `regroup` makes its tokens; default:
+                the oldest among the inputs.
 
         Raises:
             Fenced: another writer owns the shard.
@@ -213,7 +221,12 @@ class ShardWriter:
             Retry: the store or a key is unavailable; nothing changed.
         """
         return await self._compactor.run(
-            everything=everything, regroup=regroup, epoch=epoch, vector=vector
+            everything=everything,
+            old=old,
+            regroup=regroup,
+            epoch=epoch,
+            vector=vector,
+            generation=generation,
         )
 
     async def sweep(
@@ -233,7 +246,7 @@ class ShardWriter:
         access = without(access, {op.object_id for op in accepted if op.kind in FINAL})
         if not resolution.accepted:
             return _Decided(resolution, access, None)
-        ctx = self._core.context(batch.epoch)
+        ctx = self._core.context(batch.epoch, batch.generation)
         rows, row_of_op = assemble(
             batch.ops,
             resolution,

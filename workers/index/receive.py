@@ -37,11 +37,15 @@ class Trust:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Received:
-    """A record and what became of it: a checked batch, or why it was refused."""
+    """A record and what became of it: a checked batch, or why it was refused.
+
+    `generation`: key generation that the batch was sealed under.
+    """
 
     record: Record
     checked: Checked | None
     error: ErrorInfo | None
+    generation: int = 0
 
 
 async def receive(
@@ -129,15 +133,21 @@ def _open(
         return Received(record, None, envelope)
     if isinstance(body, ErrorInfo):
         return Received(record, None, body)
-    private = lease.private_key(envelope.generation, Purpose.UPDATE)
+    generation = envelope.generation
+    if generation < min(lease.generations, default=0):
+        # Its data key is destroyed: nobody will ever open it. What its writer accepted was done
+        # again by whoever took over its partition.
+        ended = Reject(ErrorCode.EXPIRED, "the update is sealed under a key that has ended")
+        return Received(record, None, ended.info())
+    private = lease.private_key(generation, Purpose.UPDATE)
     try:
         batch = open_update(envelope, private, body)
         if too_old(batch.created_ms, clock_ms):
             # What stopped a second application may be forgotten: nobody may bring it back.
             raise Reject(ErrorCode.EXPIRED, "the update is older than what the shard remembers")
         if envelope.worker == KEY_SERVICE:
-            return Received(record, check_access(batch), None)
-        return Received(record, check_batch(batch, lease.config), None)
+            return Received(record, check_access(batch), None, generation)
+        return Received(record, check_batch(batch, lease.config), None, generation)
     except Reject as error:
         return Received(record, None, error.info())
     except Exception as failure:

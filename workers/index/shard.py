@@ -28,6 +28,7 @@ from workers.chain.head import Head, HeadSigner
 from workers.chain.kinds import NodeKind
 from workers.chain.ops import OpStatus, PendingBatch, Published
 from workers.chain.reader import ShardReader
+from workers.chain.sweep import GRACE_MS
 from workers.chain.writer import ShardWriter
 from workers.crypto.derive import Purpose
 from workers.crypto.secret import SecretBytes
@@ -36,6 +37,7 @@ from workers.index.build import Clusters, MicroBatch, gather
 from workers.index.emit import Emitter, ShardPosition
 from workers.index.garbage import SharedGarbage
 from workers.index.receive import Received, Trust, receive
+from workers.index.reseal import Resealer
 from workers.index.totals import Total
 from workers.index.vectors import CodesMerge, ShardVectors
 from workers.kafka.broker import Record
@@ -60,6 +62,8 @@ MAX_NOTED: Final = 100
 """Operations of a micro-batch that the audit is told of as refused."""
 SWEEP_S: Final = 3600.0
 """Seconds between two sweeps of a shard's garbage."""
+ENDED_GRACE_MS: Final = 600_000
+"""Milliseconds after which the garbage of a key generation that has ended is deleted."""
 MAX_LIVE_SEGMENTS: Final = 8
 FRESH_BYTES: Final = 64 * 1024 * 1024
 """About how much the process keeps of what it has just written, to merge it."""
@@ -113,6 +117,9 @@ class Shard:
         # Published, but not told to everybody yet.
         self._unsent: deque[tuple[Published, list[tuple[UpdateOp, ErrorInfo]]]] = deque()
         self._opening = asyncio.Lock()
+        # The oldest key generation that was in the lease.
+        self._oldest = 0
+        self._sweep_grace_ms = GRACE_MS
         self._rng = random.Random()  # noqa: S311 - jitter, no secret
 
     @property
@@ -172,6 +179,7 @@ class Shard:
         # By uid: the name may have been given to another index meanwhile.
         lease = await services.holder.lease(None, uid=self.uid)
         self._lease = lease
+        self._note_generations(lease)
         async with self._opening:
             if self._writer is None:
                 verifier = head_verifier(services.directory, self.index)
@@ -198,6 +206,7 @@ class Shard:
                     generation=lease.generation,
                     padding=lease.config.padding,
                     fresh=services.fresh,
+                    reseal=Resealer(services.holder, services.store, self._good_lease),
                 )
                 floor = services.announced.version(self.index, self.uid, self.number)
                 await writer.load(floor)
@@ -271,6 +280,7 @@ class Shard:
         writer = await self.open()
         trained = await self._vectors.train(writer, self._head, self._reader)
         done = trained or await self._compact(writer, self._head)
+        done = done or await self._move(writer, self._head)
         if done:
             self._look(writer)
             await self.announce()
@@ -288,7 +298,8 @@ class Shard:
             Fenced, Damaged, Retry, Reject.
         """
         if self.has_head:
-            swept = await (await self.open()).sweep()
+            swept = await (await self.open()).sweep(self._sweep_grace_ms)
+            self._sweep_grace_ms = GRACE_MS
             metrics.SWEPT.inc(swept.deleted)
             if self.number == 0:
                 metrics.SWEPT.inc(await self._garbage.sweep(self._readers()))
@@ -319,14 +330,10 @@ class Shard:
         return self._keys(generation, Purpose.VECTOR)
 
     def _generation(self) -> int:
-        if self._lease is None:
-            raise Retry(ErrorCode.KEY_UNAVAILABLE, "the shard has no lease")
-        return self._lease.generation
+        return self._good_lease().generation
 
     def _keys(self, generation: int, purpose: Purpose) -> SecretBytes:
-        if self._lease is None:
-            raise Retry(ErrorCode.KEY_UNAVAILABLE, "the shard has no lease")
-        return self._lease.keys(generation, purpose)
+        return self._good_lease().keys(generation, purpose)
 
     def _hold_back(self, error: SealstreamError, least_s: float) -> None:
         self._attempts += 1
@@ -359,16 +366,17 @@ class Shard:
         trust = Trust(directory.key_service.sign_pub, directory.revocations)
         received = await receive(records, lease, self.number, trust, services.store, head.clock_ms)
         await self._dead_letter(received)
-        whole = await asyncio.to_thread(
-            gather, [one.checked for one in received if one.checked is not None]
-        )
+        checked = [one for one in received if one.checked is not None]
+        whole = await asyncio.to_thread(gather, [one.checked for one in checked if one.checked])
+        # Nothing in a segment outlives its generation: packs and words are of their update's.
+        generation = min([lease.generation, *(one.generation for one in checked)])
         if len(head.segments) >= MAX_LIVE_SEGMENTS:
             await self._compact(writer, head)
         async with vectors.epochs_in_use:
-            clusters = await vectors.clusters(writer, head, whole.first_vectors())
+            clusters = await vectors.clusters(writer, head, whole.first_vectors(), generation)
             self._look(writer)
             epoch = vectors.epoch(self._head or head)
-            published = await self._apply(writer, records, whole, clusters, epoch)
+            published = await self._apply(writer, records, whole, clusters, epoch, generation)
             self._look(writer)
         self._drop(len(records))
         refused = _refused(whole.sources, published)
@@ -402,6 +410,7 @@ class Shard:
         whole: MicroBatch,
         clusters: Clusters | None,
         epoch: int,
+        generation: int,
     ) -> Published:
         began_s = time.monotonic()
         published = await writer.apply(
@@ -412,6 +421,7 @@ class Shard:
                 vocabulary=whole.vocabulary,
                 epoch=epoch,
                 created_ms=whole.created_ms,
+                generation=generation,
                 access=whole.access,
             )
         )
@@ -442,11 +452,44 @@ class Shard:
             await self._emit(published)
             self._unsent.popleft()
 
+    async def _move(self, writer: ShardWriter, head: Head) -> bool:
+        """Move one piece of what is sealed under an earlier key generation to the present one."""
+        generation = self._generation()
+        if self._vectors is None or not head.version:
+            return False
+        if await self._vectors.move(writer, head, generation):
+            return True
+        if any(named < generation for named in head.generations() - {head.generation}):
+            return await self._merge(writer, head, old=True)
+        if head.generation < generation:
+            await writer.publish_state()
+            return True
+        return False
+
+    def _note_generations(self, lease: Lease) -> None:
+        """When a generation has ended, sweep what it left soon, and without the long grace."""
+        oldest = min(lease.generations, default=0)
+        if self._oldest and oldest > self._oldest:
+            self.sweep_at = time.monotonic() + ENDED_GRACE_MS / 1000
+            self._sweep_grace_ms = ENDED_GRACE_MS // 2
+        self._oldest = oldest
+
+    def _good_lease(self) -> Lease:
+        if self._lease is None:
+            raise Retry(ErrorCode.KEY_UNAVAILABLE, "the shard has no lease")
+        return self._lease
+
     async def _compact(self, writer: ShardWriter, head: Head) -> bool:
         if self._vectors is None or not writer.needs_compaction:
             return False
-        regroup, epoch = await self._vectors.regroup(head)
-        done = await writer.compact(regroup=regroup, epoch=epoch)
+        return await self._merge(writer, head, old=False)
+
+    async def _merge(self, writer: ShardWriter, head: Head, *, old: bool) -> bool:
+        if self._vectors is None:
+            return False
+        generation = self._generation()
+        regroup, epoch = await self._vectors.regroup(head, generation)
+        done = await writer.compact(old=old, regroup=regroup, epoch=epoch, generation=generation)
         if done is None:
             return False
         metrics.COMPACTIONS.inc(outcome="merged")

@@ -82,9 +82,11 @@ class ShardVectors:
         self.epochs_in_use = asyncio.Lock()
 
     async def clusters(
-        self, writer: ShardWriter, head: Head, vectors: F32 | None
+        self, writer: ShardWriter, head: Head, vectors: F32 | None, generation: int
     ) -> Clusters | None:
         """Return how the vectors of a batch are grouped; None if there are none.
+
+        `generation` is the one of their segment: their tokens end with it.
 
         The first vectors of a shard fix the mean that is subtracted before quantising, so the
         state is published before them.
@@ -99,18 +101,37 @@ class ShardVectors:
         if state is None:
             state = initial_state(dimension, Metric(self._config.metric), vectors)
             await writer.publish_state(vector=await self._save(self._generation(), state))
-        return self._group(state, self._generation())
+        return self._group(state, generation)
 
     def epoch(self, head: Head) -> int:
         """Return the training epoch of a segment that is written now. Raises Damaged."""
         return read_ref(head.vector).epoch if head.vector else 0
 
-    async def regroup(self, head: Head) -> tuple[Regroup | None, int | None]:
-        """Return what a merge needs to group the vectors by the current epoch."""
+    async def move(self, writer: ShardWriter, head: Head, generation: int) -> bool:
+        """Seal the state under a later key generation; return whether that was needed.
+
+        Raises:
+            Damaged, Retry, Fenced.
+        """
+        async with self.epochs_in_use:
+            head = writer.head
+            if not head.vector or read_ref(head.vector).generation >= generation:
+                return False
+            state = await self._state(head)
+            if state is None:
+                return False
+            await writer.publish_state(vector=await self._save(generation, state))
+            return True
+
+    async def regroup(self, head: Head, generation: int) -> tuple[Regroup | None, int | None]:
+        """Return what a merge needs to group the vectors by the current epoch.
+
+        `generation` is the one of the merged segment.
+        """
         state = await self._state(head)
         if state is None:
             return None, None
-        group = self._group(state, self._generation())
+        group = self._group(state, generation)
         return CodesCodec(state, group.token), state.current.number
 
     async def train(self, writer: ShardWriter, head: Head, reader: ShardReader) -> bool:
@@ -130,11 +151,14 @@ class ShardVectors:
         if not should_train(state, live):
             return False
         trained = await asyncio.to_thread(retrain, state, sample, live, seed=_SEED)
-        group = self._group(trained, self._generation())
-        saved = await self._save(self._generation(), trained)
+        generation = self._generation()
+        group = self._group(trained, generation)
+        saved = await self._save(generation, trained)
         codec = CodesCodec(trained, group.token)
         epoch = trained.current.number
-        done = await writer.compact(everything=True, regroup=codec, epoch=epoch, vector=saved)
+        done = await writer.compact(
+            everything=True, regroup=codec, epoch=epoch, vector=saved, generation=generation
+        )
         log.info("trained", vectors=live, clusters=trained.current.clusters, done=bool(done))
         return done is not None
 

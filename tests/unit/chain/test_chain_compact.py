@@ -166,7 +166,7 @@ async def test_a_merge_that_outlasts_its_lease_is_repeated_with_the_next_one(mon
     assert await search(make_reader(store), "x") == ["d0", "d1", "d2"]
 
 
-async def test_compaction_gives_new_labels_and_the_current_generation() -> None:
+async def test_compaction_gives_new_labels_and_the_generation_that_it_is_told() -> None:
     shard = Shard()
     for i in range(3):
         await shard(Op(DOC, f"d{i}", ("x",), 0, i))
@@ -175,11 +175,35 @@ async def test_compaction_gives_new_labels_and_the_current_generation() -> None:
     await shard(Op(DOC, "d3", ("x",), 0, 3))
     assert shard.writer.head.generations() == {1, 2}
     assert len(await search(shard.reader, "x")) == 4
+    # Tokens and what is sealed in rows are as old as the oldest input, if nobody says otherwise.
     await shard.writer.compact(everything=True)
     [ref] = shard.writer.head.segments
     assert ref.uid not in before
+    assert ref.generation == 1
+    await shard.writer.compact(old=True, generation=2)
     assert shard.writer.head.generations() == {2}
+    assert shard.writer.head.segments[0].uid != ref.uid
+    assert await shard.writer.compact(old=True, generation=2) is None
     assert await search(shard.reader, "x") == ["d0", "d1", "d2", "d3"]
+
+
+async def test_rows_are_resealed_only_for_a_later_generation() -> None:
+    asked: list[int] = []
+
+    async def reseal(rows: Rows, generation: int) -> None:
+        asked.append(generation)
+        rows.objects = [b"new" if one else one for one in rows.objects]
+
+    shard = Shard(reseal=reseal)
+    for i in range(3):
+        await shard(Op(DOC, f"d{i}", ("x",), 0, i))
+    await shard.writer.compact(everything=True)
+    assert not asked
+    shard.writer.use_generation(2)
+    await shard.writer.compact(old=True, generation=2)
+    assert asked == [2]
+    await shard.writer.compact(everything=True, generation=2)
+    assert asked == [2]
 
 
 async def test_a_fully_dead_shard_becomes_empty() -> None:
