@@ -14,7 +14,7 @@ class AuditRecord(Answer, frozen=True, kw_only=True):
     """One decision of one key-service instance.
 
     `prev`, `hash`: the chain, `hash = SHA-256("sealstream/1 audit" ‖ prev ‖ record)`.
-    `signature`: on checkpoints (`event` is `checkpoint`), over `hash`.
+    `signature`: on checkpoints (`event` is `checkpoint` or `stop`), over `hash`.
     """
 
     seq: Count

@@ -8,14 +8,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from schemas.auth import Auth
 from schemas.errors import ErrorCode
 from schemas.topics import INDEX_UPDATE, dead_letter
+from schemas.values import encode_base64
 from workers.chain.head import open_head
+from workers.chain.reader import ShardReader
 from workers.crypto.derive import Purpose
+from workers.crypto.secret import SecretBytes
 from workers.errors import Damaged
 from workers.leases.heads import head_verifier
+from workers.objects.pack import decode_pointer
 from workers.storage import layout
 from workers.vector.store import read_ref
 
@@ -172,10 +178,10 @@ async def _head(world, uid, shard, keys=None):
     return open_head(data, uid, shard, read, verifier).head
 
 
-async def _old_segments(world, uid):
+async def _old_segments(world, uid, shards=2):
     """Return the stored segments and bitmaps that no head names."""
     left = []
-    for shard in range(2):
+    for shard in range(shards):
         head = await _head(world, uid, shard)
         named = {layout.segment(uid, shard, ref.uid) for ref in head.segments}
         named |= {layout.deletes(uid, shard, d.base) for d in head.deletes if d.base}
@@ -186,3 +192,197 @@ async def _old_segments(world, uid):
             if key.startswith((f"{prefix}segments/", f"{prefix}deletes/")) and key not in named
         ]
     return left
+
+
+# --- KMS and KEK ----------------------------------------------------------------------------------
+
+
+async def test_a_new_kek_reseals_the_keys_and_destroys_what_the_old_one_wrapped(world):
+    await world.create(INDEX)
+    uid = world.directory.index(INDEX).uid
+    holder = await world.holder("index-1")
+    lease = await holder.lease(INDEX)
+    copies = {k: (await world.store.get(k)).data for k in world.stored() if "/keys/" in k}
+    world.clock.pass_s(10)
+    done = await rotate(world, "kek")
+    assert done.error is None, done.error
+    epoch = done.result["epoch"]
+    assert epoch > 0
+    after = {k: (await world.store.get(k)).data for k in world.stored() if "/keys/" in k}
+    assert not set(copies) & set(after)
+    assert set(after) == {
+        layout.envelope(uid, epoch),
+        layout.tag(uid, epoch),
+        layout.dek(uid, 1, epoch),
+        *(k for k in after if k.startswith(layout.ingest_prefix(uid, epoch))),
+    }
+    # The data keys are the same ones: nothing that is stored changes.
+    other = await world.holder("query-1")
+    fresh = await other.lease(INDEX, auth=Auth(token=world.token))
+    assert fresh.keys(1, Purpose.SEGMENT) == lease.keys(1, Purpose.SEGMENT)
+    await world.running.end()
+    await world.start_service("keys-2")
+    anew = await world.holder("ingest-1")
+    assert (await anew.lease(INDEX, auth=Auth(token=world.token))).full
+    # The old keys put back open nothing for the key service.
+    for key, data in copies.items():
+        await world.store.put(key, data)
+    again = await rotate(world, "kek")
+    assert again.result["epoch"] > epoch
+    assert not [k for k in world.stored() if "/keys/" in k and k in copies]
+
+
+async def test_the_kms_wraps_anew_and_an_old_envelope_is_refused(world):
+    await world.create(INDEX)
+    uid = world.directory.index(INDEX).uid
+    before = (await world.store.get(layout.envelope(uid, 0))).data
+    done = await rotate(world, "kms")
+    assert done.error is None, done.error
+    assert done.result["envelope"] == 1
+    after = (await world.store.get(layout.envelope(uid, 0))).data
+    assert after != before
+    holder = await world.holder("index-1")
+    assert (await holder.lease(INDEX)).full
+    # The wrapping of before, put back: it would open, and is refused all the same.
+    await world.store.put(layout.envelope(uid, 0), before)
+    world.clock.pass_s(901)
+    fresh = await world.holder("query-1")
+    with pytest.raises(Damaged):
+        await fresh.lease(INDEX, auth=Auth(token=world.token))
+    await world.store.put(layout.envelope(uid, 0), after)
+    assert (await fresh.lease(INDEX, auth=Auth(token=world.token))).full
+
+
+async def test_nothing_is_changed_while_the_kms_is_down(world):
+    await world.create(INDEX)
+    stored = sorted(world.stored())
+    world.kms.down = True
+    for level in ("kms", "kek", "dek"):
+        refused = await rotate(world, level)
+        assert refused.error.code is ErrorCode.KEY_UNAVAILABLE, level
+    world.kms.down = False
+    kept = [k for k in sorted(world.stored()) if not k.startswith("realm/requests/")]
+    assert kept == [k for k in stored if not k.startswith("realm/requests/")]
+    assert (await status(world))["generations"] == [1]
+    assert (await rotate(world, "kek")).error is None
+
+
+async def test_a_kms_that_returns_another_key_changes_nothing(world, monkeypatch):
+    await world.create(INDEX)
+    uid = world.directory.index(INDEX).uid
+    before = (await world.store.get(layout.envelope(uid, 0))).data
+    rewrap = world.kms.rewrap
+
+    async def forged(key_id, wrapped, context):
+        # Another key, wrapped rightly: as who owns the bucket and may ask the KMS could do.
+        return await world.kms.wrap(key_id, SecretBytes(bytes(32)), context)
+
+    monkeypatch.setattr(world.kms, "rewrap", forged)
+    refused = await rotate(world, "kms")
+    assert refused.error.code is ErrorCode.DAMAGED
+    assert (await world.store.get(layout.envelope(uid, 0))).data == before
+    monkeypatch.setattr(world.kms, "rewrap", rewrap)
+    assert (await rotate(world, "kms")).error is None
+
+
+async def test_only_who_administers_an_index_changes_its_keys(world):
+    await world.create(INDEX)
+    user = (await world.admin("user.create", {"scopes": ["Index"]})).result
+    login = await world.admin(
+        "user.login", {"user_id": user["user_id"], "password": user["password"]}, auth=None
+    )
+    auth = {"token": login.result["token"]}
+    for level in ("kms", "kek", "dek"):
+        refused = await rotate(world, level, auth=auth)
+        assert refused.error.code is ErrorCode.FORBIDDEN
+    refused = await world.admin("key.status", {"index": INDEX}, auth=auth)
+    assert refused.error.code is ErrorCode.FORBIDDEN
+
+
+async def test_callers_that_keep_the_key_keep_its_wrapping_too(world):
+    key = bytes(range(32))
+    auth = {"token": world.token, "index_key": encode_base64(key)}
+    await world.create("mine", auth=auth, kms={"provider": "none"})
+    for level in ("kms", "kek"):
+        refused = await rotate(world, level, "mine", auth=auth)
+        assert refused.error.code is ErrorCode.UNSUPPORTED
+    assert (await rotate(world, "dek", "mine")).error.code is ErrorCode.WRONG_KEY
+    done = await rotate(world, "dek", "mine", auth=auth)
+    assert done.result["generations"] == [1, 2]
+
+
+# --- shredding ------------------------------------------------------------------------------------
+
+
+async def test_a_document_that_was_deleted_is_shredded_with_the_old_data_key(quick):
+    """Its sealed bytes may lie in a pack for days; what opens them is nowhere any more."""
+    world = quick
+    await world.create(INDEX, dimension=DIMENSION)
+    uid = world.directory.index(INDEX).uid
+    async with workers(world, *ALL, lease_s=LEASE_S), client(world) as c:
+        await ingest(c, range(10))
+        large = {**document(99), "content": "the secret " * 1000}
+        [done] = [r async for r in c.ingest_many([large], wait="searchable")]
+        assert done.status == "accepted"
+        old = await _subkeys(world, uid)
+        await c.delete(INDEX, "d99", wait="searchable")
+        packs = [k for k in world.stored() if k.startswith(layout.packs_prefix(uid))]
+        assert packs
+        await rotate(world, "dek")
+        async with asyncio.timeout(60):
+            while (await status(world))["rotation"] is not None:
+                await asyncio.sleep(0.1)
+            while await _old_segments(world, uid, shards=1):
+                await asyncio.sleep(0.1)
+        head = await _head(world, uid, 0)
+        assert head.generations() == {2}
+        assert await c.count(INDEX) == 10
+    # No access record of it is left under the one key that there is.
+    pointers = await _pointers(world, uid)
+    assert len(pointers) == 10
+    assert not {p.object_id for p in pointers} & {bytes.fromhex(done.object_id)}
+    assert all(p.generation == 2 for p in pointers)
+    assert old is not None
+
+
+async def _pointers(world, uid):
+    service = await world.service()
+    record = await service._indexes.record(INDEX)
+    ring = await service._indexes.open(record)
+    reader = ShardReader(
+        world.store,
+        None,
+        uid,
+        0,
+        lambda generation: ring.subkey(generation, Purpose.SEGMENT),
+        head_verifier(world.directory, INDEX),
+    )
+    snapshot = await reader.refresh()
+    found = []
+    for segment in range(snapshot.segments):
+        rows = np.arange(len(snapshot.live(segment)), dtype=np.int64)
+        found += [p for p, _ in await snapshot.objects(segment, rows) if p]
+    return [decode_pointer(one) for one in found]
+
+
+async def test_a_shredded_index_leaves_nothing(world):
+    await world.create(INDEX)
+    await world.create("other")
+    uid = world.directory.index(INDEX).uid
+    for name in ("packs", "shards/0/segments"):
+        await world.store.put(f"{uid.hex()}/{name}/{'00' * 16}", b"sealed")
+    done = await world.admin("index.shred", {"index": INDEX})
+    assert done.error is None, done.error
+    assert done.result == {
+        "index": INDEX,
+        "deleted": True,
+        "uid": uid.hex(),
+        "objects_left": 0,
+    }
+    assert not [k for k in world.stored() if uid.hex() in k]
+    await world.directory.refresh()
+    assert world.directory.find(INDEX) is None
+    assert world.directory.find("other") is not None
+    assert world.audited("index.shred", "grant") == 1
+    again = await world.admin("index.shred", {"index": INDEX})
+    assert again.error.code is ErrorCode.UNKNOWN_INDEX

@@ -1,4 +1,4 @@
-"""`sealstream index`: create, list, describe, delete."""
+"""`sealstream index`: create, list, describe, delete, shred."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 from workers.cli.common import (
     COMMON,
     OK,
+    REFUSED,
     USAGE,
     AsJson,
     Common,
@@ -199,13 +200,7 @@ async def delete(
     yes
         Do not ask. Without a terminal nothing is asked.
     """
-    if not yes and sys.stdin.isatty() and sys.stderr.isatty():
-        sys.stderr.write(
-            f"delete {printable(name)} with all its documents and keys? Type its name: "
-        )
-        sys.stderr.flush()
-        if sys.stdin.readline().strip() != name:
-            fail("not deleted")
+    confirm(name, "delete", yes=yes)
     async with connected(common, index_key) as client:
         deleted = await client.delete_index(name)
     if json:
@@ -213,3 +208,44 @@ async def delete(
     else:
         say(f"deleted {printable(name)}")
     return OK
+
+
+@app.command
+async def shred(
+    name: str,
+    /,
+    *,
+    yes: Annotated[bool, Parameter(name=["--yes", "-y"], negative="")] = False,
+    index_key: IndexKey = None,
+    json: AsJson = False,
+    common: Common = COMMON,
+) -> int:
+    """Delete an index with all its documents and keys, and scan the bucket for what is left.
+
+    Where the bucket keeps old versions, those must be deleted too. What a thief copied stays
+    readable until the key that wraps the index's key is destroyed in the KMS.
+
+    Parameters
+    ----------
+    yes
+        Do not ask. Without a terminal nothing is asked.
+    """
+    confirm(name, "shred", yes=yes)
+    async with connected(common, index_key) as client:
+        done = await client.shred_index(name)
+    if json:
+        say_json(done)
+    else:
+        say(f"shredded {printable(name)}: {done['objects_left']} objects left")
+    return OK if not done["objects_left"] else REFUSED
+
+
+def confirm(name: str, what: str, *, yes: bool) -> None:
+    """Let the user type the name, on a terminal only. Raises Exit."""
+    if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+        sys.stderr.write(
+            f"{what} {printable(name)} with all its documents and keys? Type its name: "
+        )
+        sys.stderr.flush()
+        if sys.stdin.readline().strip() != name:
+            fail(f"not {'deleted' if what == 'delete' else 'shredded'}")

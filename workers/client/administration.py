@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from schemas.auth import Scope
 from schemas.codec import convert
+from schemas.errors import ErrorCode
 from schemas.values import Binary, decode_base64, encode_base64
 from workers.client.admin import Administrator
+from workers.crypto.sign import SigningKey
+from workers.errors import Reject
+from workers.leases.certificate import Role, WorkerCertificate, verify_certificate
 from workers.leases.directory import KeyDirectory
+from workers.leases.enrolment import Terms, sign_terms
 
 
 class Administration:
@@ -54,6 +59,79 @@ class Administration:
     async def delete_index(self, index: str) -> dict[str, Any]:
         """Delete an index."""
         return await self._admin.run("index.delete", {"index": index})
+
+    async def shred_index(self, index: str) -> dict[str, Any]:
+        """Delete an index with its keys, and scan the bucket for what is left of it."""
+        return await self._admin.run("index.shred", {"index": index})
+
+    # --- keys and workers --------------------------------------------------------------------
+
+    async def rotate_key(self, index: str, level: Literal["kms", "kek", "dek"]) -> dict[str, Any]:
+        """Change a key of an index: its wrapping by the KMS, its KEK, or its data key.
+
+        The data key is changed in the background: `key_status` tells how far it is.
+        """
+        return await self._admin.run("key.rotate", {"index": index, "level": level})
+
+    async def key_status(self, index: str) -> dict[str, Any]:
+        """Return generations, epoch and wrapping of an index's keys, and a change that goes on."""
+        return await self._admin.run("key.status", {"index": index})
+
+    async def revoke(self, principal: str, *, indexes: Sequence[str] = ()) -> dict[str, Any]:
+        """Revoke `worker/<id>` or `user/<id>`.
+
+        Args:
+            principal: who.
+            indexes: what a worker served, as globs; their data keys are changed (default: all).
+        """
+        args = {"principal": principal, "indexes": list(indexes)}
+        return await self._admin.run("key.revoke", args)
+
+    async def invite_worker(
+        self, worker_id: str, role: Role, indexes: Sequence[str], *, ttl_s: int = 3600
+    ) -> str:
+        """Return an invitation with which one worker may enrol, once, within `ttl_s` seconds."""
+        args = {
+            "worker_id": worker_id,
+            "role": role,
+            "indexes": list(indexes),
+            "ttl_s": ttl_s,
+        }
+        return str((await self._admin.run("worker.invite", args))["invitation"])
+
+    async def enroll_worker(
+        self, terms: Terms, key: SigningKey, *, invitation: str | None = None
+    ) -> WorkerCertificate:
+        """Have a worker's key certified.
+
+        Args:
+            terms: what for.
+            key: the worker's own, which stays here.
+            invitation: for these terms; without it the client must be an administrator's.
+
+        Raises:
+            Reject: UNAUTHENTICATED, the answer is not what was asked for; and as above.
+        """
+        proof = {
+            "sign_pub": encode_base64(key.public.raw),
+            "signature": encode_base64(sign_terms(terms, key)),
+        }
+        if invitation is not None:
+            done = await self._admin.run("worker.join", {"invitation": invitation, **proof})
+        else:
+            args = {
+                "worker_id": terms.worker_id,
+                "role": terms.role,
+                "indexes": list(terms.indexes),
+            }
+            done = await self._admin.run("worker.enroll", {**args, **proof})
+        encoded = decode_base64(done["certificate"], "certificate")
+        issuer = self._administrator_directory().key_service.sign_pub
+        certificate = verify_certificate(encoded, issuer)
+        got = Terms(certificate.worker_id, certificate.role, certificate.indexes)
+        if got != terms or certificate.sign_pub != key.public.raw:
+            raise Reject(ErrorCode.UNAUTHENTICATED, "the certificate is not what was asked for")
+        return certificate
 
     # --- users and groups --------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from workers.storage import layout
 from workers.storage.store import Store
 
 _DELETE_BATCH: Final = 500
+_SCANS: Final = 3
 
 Partitions = Callable[[], Awaitable[int]]
 Forget = Callable[[bytes], Awaitable[None]]
@@ -85,6 +86,7 @@ class IndexOperations:
             AdminOp.INDEX_DESCRIBE: self._describe,
             AdminOp.INDEX_LIST: self._list,
             AdminOp.INDEX_DELETE: self._delete,
+            AdminOp.INDEX_SHRED: self._shred,
         }
 
     async def _create(self, asked: Asked) -> Result:
@@ -213,6 +215,18 @@ class IndexOperations:
         records = [r async for r in self._indexes.catalog.records() if r.state == "live"]
         records.sort(key=lambda record: record.index)
         return {"indexes": [_summary(record) for record in records]}
+
+    async def _shred(self, asked: Asked) -> Result:
+        """Delete an index, and prove by a scan that nothing of it is left."""
+        uid = asked.found[0].uid if asked.found else b""
+        deleted = await self._delete(asked)
+        for _ in range(_SCANS):
+            left = [entry.key async for entry in self._store.list(layout.index_prefix(uid))]
+            if not left:
+                break
+            # A worker that held a lease has written something meanwhile.
+            await self._delete_data(uid)
+        return {**deleted, "uid": uid.hex(), "objects_left": len(left)}
 
     async def _delete(self, asked: Asked) -> Result:
         if asked.found is None:

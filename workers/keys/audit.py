@@ -6,10 +6,10 @@ Topic `key-audit`, key = instance, value = `schemas.audit.AuditRecord`. Per inst
               and `signature`), hash(-1) = 32 zero bytes, canonical = members sorted, no white space
 
 Every 256 records or 10 s a record with `event` = `checkpoint` is signed: Ed25519 by the key service
-over (instance, seq, hash). An instance is one run of one process, named
-`<worker id>.<start, ms>.<4 random bytes, hex>`: two processes never share a chain, whatever their
-ids and clocks say. When a record is not acknowledged, nobody can say whether it stands in the
-topic, so that chain ends there and the next record begins a new instance.
+over (instance, seq, hash). So is the last one of an instance that ends well, `stop`. An instance is
+one run of one process, named `<worker id>.<start, ms>.<4 random bytes, hex>`: two processes never
+share a chain, whatever their ids and clocks say. When a record is not acknowledged, nobody can say
+whether it stands in the topic, so that chain ends there and the next record begins a new instance.
 """
 
 from __future__ import annotations
@@ -137,6 +137,13 @@ class Audit:
         except (TimeoutError, Retry) as error:
             self._break(instance)
             raise unavailable() from error
+
+    async def close(self) -> None:
+        """Sign the end of the chain, so that nothing before it can be cut off. Raises Retry."""
+        async with self._lock:
+            acknowledged = await self._append("stop", sign=True)
+        async with asyncio.timeout(self._deadline_s):
+            await asyncio.shield(acknowledged)
 
     def _begin(self) -> None:
         started_ms = int(self._clock() * 1000)

@@ -171,6 +171,7 @@ class KeyService:
         self._provider = provider
         self._clock = clock
         self._stack = AsyncExitStack()
+        self._started = False
         self._refreshed_s = self._rotated_s = self._advanced_s = clock()
         self.requests = self._topic(KEY_REQUEST)
         self.admin_requests = self._topic(ADMIN_REQUEST)
@@ -347,9 +348,13 @@ class KeyService:
         await self._revocations.start()
         await self._refresh_directory()
         await self._audit.write("start")
+        self._started = True
 
     async def stop(self) -> None:
-        """Wipe the keys and close what was opened."""
+        """Sign the end of the audit, wipe the keys and close what was opened."""
+        if self._started:
+            with contextlib.suppress(Retry, TimeoutError):
+                await self._audit.close()
         await self._stack.aclose()
 
     async def handle(self, record: Record) -> None:
