@@ -6,10 +6,12 @@ shown. To add one, add its line to `COMMANDS`.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
@@ -110,9 +112,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else OK
 
 
-def main() -> None:
-    """Entry point of the script."""
-    sys.exit(run())
+def main() -> NoReturn:
+    """Entry point of the script.
+
+    Ends the process without Python's own clean-up: now and then the object store's threads would
+    touch the interpreter while it goes, and abort a command that has done its work.
+    https://github.com/PyO3/pyo3-async-runtimes/issues/40
+    """
+    code = run()
+    for stream in (sys.stdout, sys.stderr):
+        # Closed, or a pipe whose reader has gone: nobody to tell.
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
