@@ -181,8 +181,8 @@ class Settings(BaseModel):
     kms_endpoint: str | None = Field(
         default=None,
         pattern=r"^(https?://)?[A-Za-z0-9.:\[\]-]+/?$",
-        description="Private endpoint of AWS (a URL), Google or Azure (HOST or HOST:PORT) instead"
-        " of the public one.",
+        description="Private endpoint (HOST or HOST:PORT) of the KMS of AWS, Google or Azure,"
+        " instead of the public one.",
     )
     kms_ca_file: Path | None = Field(
         default=None,

@@ -278,8 +278,9 @@ class AzureKms:
                 if credential is None:
                     credential = self._own = DefaultAzureCredential()
                 timeout_s = self._config.timeout_s
+                port = _split(self._config.endpoint)[1] if self._config.endpoint else "443"
                 self._client = KeyClient(
-                    f"https://{self._config.host}{_port(self._config.endpoint)}",
+                    f"https://{self._config.host}" + (f":{port}" if port != "443" else ""),
                     credential,
                     transport=AioHttpTransport(session=self._session(), session_owner=True),
                     connection_timeout=timeout_s,
@@ -294,7 +295,7 @@ class AzureKms:
 
     def _session(self) -> aiohttp.ClientSession:
         endpoint = self._config.endpoint
-        resolver = _Fixed(endpoint.rpartition(":")[0] or endpoint) if endpoint else None
+        resolver = _Fixed(_split(endpoint)[0]) if endpoint else None
         return aiohttp.ClientSession(
             # Calls are rare (keys are cached): a connection each, so none is ever stale.
             connector=aiohttp.TCPConnector(ssl=self._ssl, resolver=resolver, force_close=True),
@@ -320,9 +321,10 @@ class _Fixed(AbstractResolver):
         await self._inner.close()
 
 
-def _port(endpoint: str | None) -> str:
-    host, colon, port = (endpoint or "").rpartition(":")
-    return f":{port}" if host and colon and port != "443" else ""
+def _split(endpoint: str) -> tuple[str, str]:
+    """Return host and port of HOST or HOST:PORT; an IPv6 address stands in brackets."""
+    host, _, port = endpoint.rpartition(":")
+    return (host.strip("[]"), port) if host and port.isdecimal() else (endpoint.strip("[]"), "443")
 
 
 def _tls(ca_file: Path | None) -> ssl.SSLContext:

@@ -102,11 +102,11 @@ def _aws(rest: str, settings: Settings) -> Kms | None:
     if found is None:
         return None
     region, arn_prefix, key = found
-    endpoint = settings.kms_endpoint
+    endpoint = _host(settings.kms_endpoint)
     config = AwsConfig(
         region=region,
         arn_prefix=arn_prefix,
-        endpoint=f"https://{endpoint}" if endpoint and "://" not in endpoint else endpoint,
+        endpoint=f"https://{endpoint}" if endpoint else None,
         ca_file=settings.kms_ca_file,
         profile=settings.kms_aws_profile,
         access_key_id=settings.kms_aws_access_key_id,
@@ -177,4 +177,7 @@ def _text(secret: SecretStr | None) -> str | None:
 
 
 def _host(endpoint: str | None) -> str | None:
+    """Return HOST or HOST:PORT of the endpoint; it is always asked over TLS."""
+    if endpoint is not None and endpoint.startswith("http://"):
+        raise misconfigured("plain http to a KMS: give kms_endpoint as https")
     return endpoint.removeprefix("https://").rstrip("/") if endpoint else None

@@ -9,7 +9,6 @@ when it has ended or was refused. A token in a file is somebody else's to renew.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from pathlib import Path
 
@@ -104,8 +103,7 @@ class VaultTokens:
         keeper = self._keeper
         self._drop()
         if keeper is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeper
+            await asyncio.gather(keeper, return_exceptions=True)
 
     def _drop(self) -> None:
         self._token = None

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from workers.errors import Fatal, Reject
 from workers.kms.aws import AwsKms
-from workers.kms.azure import AzureKms
+from workers.kms.azure import AzureKms, _split
 from workers.kms.gcp import GcpKms
 from workers.kms.local import LocalKms
 from workers.kms.pkcs11 import Pkcs11Kms
@@ -215,6 +215,33 @@ def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch, prov
     monkeypatch.setitem(sys.modules, f"workers.kms.{provider}", None)
     with pytest.raises(Fatal, match=rf"sealstream\[{provider}\]"):
         open_kms(f"{provider}:a/b", settings())
+
+
+@pytest.mark.parametrize(
+    "spec", [f"aws:eu-west-1/{UUID}", "gcp:acme-1/global/search/realm", "azure:acme/realm"]
+)
+async def test_an_endpoint_is_asked_over_tls_alone(spec: str) -> None:
+    with pytest.raises(Fatal, match="https"):
+        open_kms(spec, settings(kms_endpoint="http://kms.internal"))
+    for endpoint in ("kms.internal", "kms.internal:8443", "https://kms.internal/"):
+        kms = open_kms(spec, settings(kms_endpoint=endpoint))
+        assert "kms.internal" in repr(kms._config)
+        assert "http://" not in repr(kms._config)
+        await kms.aclose()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "port"),
+    [
+        ("kms.internal", "kms.internal", "443"),
+        ("kms.internal:8443", "kms.internal", "8443"),
+        ("[::1]:8443", "::1", "8443"),
+        ("[::1]", "::1", "443"),
+        ("10.0.0.1", "10.0.0.1", "443"),
+    ],
+)
+def test_an_endpoint_is_taken_apart(endpoint: str, host: str, port: str) -> None:
+    assert _split(endpoint) == (host, port)
 
 
 async def test_bad_files_are_told_at_once(tmp_path: Path) -> None:
