@@ -21,7 +21,8 @@ HPKE (`info(Info.X, *context)`):
     QUERY_RESULT   caller's reply key    query-result                request id
     INGEST_RESULT  producer's reply key  ingest-result               index name, id
 
-Signatures (`SigningKey.sign(Info.X, *parts)`):
+Signatures (`SigningKey.sign(Info.X, *parts)`; of MESSAGE and INGEST_RESULT also several together,
+`together.py`, over "together" and the root of their tree):
 
     name           signed by             parts
     MESSAGE        caller's session key  topic, record key, SHA-256 of the value (header

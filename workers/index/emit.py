@@ -28,11 +28,10 @@ from schemas.topics import (
 from schemas.update import OpKind, UpdateOp
 from schemas.values import encode_base64
 from workers.crypto.info import Info
-from workers.errors import Reject
 from workers.kafka.broker import Producer
 from workers.leases.certificate import WorkerIdentity
 from workers.leases.signed import signature_headers
-from workers.objects.results import Outgoing, encode_result
+from workers.objects.results import Answer, Outgoing, encode_results
 
 _OPS = {
     OpKind.UPSERT: IngestOp.UPSERT,
@@ -77,9 +76,8 @@ class Emitter:
         """Send a late `rejected` for each operation. Raises Retry."""
         if not refused:
             return
-        results = await asyncio.to_thread(
-            lambda: [r for op, error in refused if (r := self._result(index, op, error))]
-        )
+        answers = [_answer(index, op, error) for op, error in refused]
+        results = await asyncio.to_thread(encode_results, answers, self._identity)
         futures = [
             await self._producer.send(self._results, one.value, key=one.key, headers=one.headers)
             for one in results
@@ -88,23 +86,18 @@ class Emitter:
             if isinstance(done, BaseException):
                 raise done
 
-    def _result(self, index: str, op: UpdateOp, error: ErrorInfo) -> Outgoing | None:
-        result = IngestResult(
-            index=index,
-            id=op.id,
-            op=_OPS[op.kind],
-            status="rejected",
-            object_id=op.object_id.hex(),
-            error=error,
-            source=op.source,
-        )
-        try:
-            return encode_result(
-                result, key=op.request_key, reply_key=op.reply_key, identity=self._identity
-            )
-        except Reject:
-            # A reply key that is none: the ingest worker had refused it, so nobody waits.
-            return None
+
+def _answer(index: str, op: UpdateOp, error: ErrorInfo) -> Answer:
+    result = IngestResult(
+        index=index,
+        id=op.id,
+        op=_OPS[op.kind],
+        status="rejected",
+        object_id=op.object_id.hex(),
+        error=error,
+        source=op.source,
+    )
+    return Answer(result, op.request_key, op.reply_key)
 
 
 def encode_event(position: ShardPosition, identity: WorkerIdentity) -> Outgoing:

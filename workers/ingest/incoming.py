@@ -25,6 +25,7 @@ from schemas.topics import (
 )
 from workers.crypto.hpke import HpkePrivateKey
 from workers.crypto.info import Info
+from workers.crypto.together import is_signature
 from workers.errors import Reject
 from workers.kafka.broker import Record
 from workers.leases.credential import open_value, outer_auth
@@ -32,7 +33,6 @@ from workers.runtime.lastresort import unexpected
 
 _SEALED_KEY = re.compile(rb"[0-9a-f]{32}\Z")
 _DECIMAL = re.compile(rb"[0-9]{1,18}\Z")
-_SIGNATURE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -43,7 +43,7 @@ class Incoming:
         record: where it came from.
         request: what it asks.
         sealed: it was sealed to the index's ingest key.
-        signature: of the header `sealstream-sig`, 64 bytes, or None.
+        signature: of the header `sealstream-sig`, or None.
         order_offset: offset that orders it: the record's own, or where it first stood.
     """
 
@@ -185,6 +185,6 @@ def _check_key(record: Record, request: IngestRequest) -> None:
 
 def _signature(record: Record) -> bytes | None:
     signature = record.header(HEADER_SIGNATURE)
-    if signature is not None and len(signature) != _SIGNATURE_BYTES:
-        raise InvalidMessage("must have 64 bytes", HEADER_SIGNATURE)
+    if signature is not None and not is_signature(signature):
+        raise InvalidMessage("is no signature", HEADER_SIGNATURE)
     return signature

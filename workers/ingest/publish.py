@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -19,7 +19,7 @@ from schemas.position import Position, Source
 from schemas.topics import INDEX_UPDATE, INGEST_RESULT, PLAINTEXT_INGEST, with_prefix
 from workers.crypto.hpke import HpkePublicKey
 from workers.crypto.info import Info, info
-from workers.errors import Reject, SealstreamError
+from workers.errors import SealstreamError
 from workers.ingest.batches import Authorised, PreparedUpdate
 from workers.ingest.incoming import Refused
 from workers.ingest.prepare import IndexContext, IndexKeys, Limits, Prepared, prepare
@@ -28,7 +28,7 @@ from workers.leases.certificate import WorkerIdentity
 from workers.leases.directory import KeyDirectory
 from workers.leases.lease import Lease
 from workers.objects.envelope import Route, SealedUpdate, seal_update
-from workers.objects.results import Outgoing, encode_result
+from workers.objects.results import Answer, Outgoing, encode_results
 from workers.runtime.crunch import crunch
 from workers.runtime.deadletter import DeadLetters
 from workers.runtime.lastresort import unexpected
@@ -104,7 +104,7 @@ class Publisher:
         await gather(
             self._dead_letters.send(one.record, one.error, 1, sealed=one.sealed) for one in refused
         )
-        results = await crunch(lambda: [*self._rejections(refused)])
+        results = await crunch(encode_results, _rejections(refused), self._identity)
         await self._send_results(results)
         for one in refused:
             op = one.request.op.value if one.request is not None else "unknown"
@@ -213,52 +213,9 @@ class Publisher:
     async def _accept(
         self, index: str, updates: Sequence[PreparedUpdate], places: Sequence[Delivered]
     ) -> None:
-        results = await crunch(lambda: [*self._acceptances(index, updates, places)])
+        answers = _acceptances(index, updates, places)
+        results = await crunch(encode_results, answers, self._identity)
         await self._send_results(results)
-
-    def _acceptances(
-        self, index: str, updates: Sequence[PreparedUpdate], places: Sequence[Delivered]
-    ) -> Iterable[Outgoing]:
-        for update, place in zip(updates, places, strict=True):
-            position = Position(shard=update.shard, partition=place.partition, offset=place.offset)
-            for op, member in zip(update.batch.ops, update.members, strict=True):
-                request = member.incoming.request
-                result = IngestResult(
-                    index=index,
-                    id=request.id,
-                    op=request.op,
-                    status="accepted",
-                    object_id=op.object_id.hex(),
-                    position=position,
-                    source=op.source,
-                    message_id=request.message_id,
-                )
-                yield encode_result(
-                    result, key=op.request_key, reply_key=op.reply_key, identity=self._identity
-                )
-
-    def _rejections(self, refused: Sequence[Refused]) -> Iterable[Outgoing]:
-        for one in refused:
-            request, record = one.request, one.record
-            if request is None or record.key is None:
-                continue
-            result = IngestResult(
-                index=request.index,
-                id=request.id,
-                op=request.op,
-                status="rejected",
-                error=one.error,
-                source=Source(topic=record.topic, partition=record.partition, offset=record.offset),
-                message_id=request.message_id,
-            )
-            reply_key = request.reply.key_bytes() if request.reply is not None else b""
-            try:
-                yield encode_result(
-                    result, key=record.key, reply_key=reply_key, identity=self._identity
-                )
-            except Reject:
-                # Its reply key is what was refused; in clear it would name the id to everybody.
-                continue
 
     async def _send_results(self, results: Sequence[Outgoing]) -> None:
         futures = [
@@ -266,6 +223,44 @@ class Publisher:
             for one in results
         ]
         await gather(futures)
+
+
+def _acceptances(
+    index: str, updates: Sequence[PreparedUpdate], places: Sequence[Delivered]
+) -> Iterator[Answer]:
+    for update, place in zip(updates, places, strict=True):
+        position = Position(shard=update.shard, partition=place.partition, offset=place.offset)
+        for op, member in zip(update.batch.ops, update.members, strict=True):
+            request = member.incoming.request
+            result = IngestResult(
+                index=index,
+                id=request.id,
+                op=request.op,
+                status="accepted",
+                object_id=op.object_id.hex(),
+                position=position,
+                source=op.source,
+                message_id=request.message_id,
+            )
+            yield Answer(result, op.request_key, op.reply_key)
+
+
+def _rejections(refused: Sequence[Refused]) -> Iterator[Answer]:
+    for one in refused:
+        request, record = one.request, one.record
+        if request is None or record.key is None:
+            continue
+        result = IngestResult(
+            index=request.index,
+            id=request.id,
+            op=request.op,
+            status="rejected",
+            error=one.error,
+            source=Source(topic=record.topic, partition=record.partition, offset=record.offset),
+            message_id=request.message_id,
+        )
+        reply_key = request.reply.key_bytes() if request.reply is not None else b""
+        yield Answer(result, record.key, reply_key)
 
 
 def _count(updates: Sequence[PreparedUpdate]) -> None:

@@ -1,9 +1,10 @@
 """What proves that a caller may ask: sealed credentials, signatures of messages, sealed values.
 
 `auth.sealed` = base64 of HPKE(key service; info = CREDENTIAL, index name or "") of the JSON of a
-`Credential`. A message that shows it carries the header `sealstream-sig`: the 64 bytes of the
-Ed25519 signature by the session key (`cnf`) over (topic, key, SHA-256 of the value), topic and
-value as they are in Kafka (with prefix; sealed, if sealed). A copied credential is useless without
+`Credential`. A message that shows it carries the header `sealstream-sig`: the Ed25519 signature by
+the session key (`cnf`) over (topic, key, SHA-256 of the value), alone or together with other
+messages (`workers/crypto/together.py`), topic and value as they are in Kafka (with prefix; sealed,
+if sealed). A copied credential is useless without
 that key. The worker that reads the message checks the signature, and the key service checks it
 again before it decides or grants anything (`Proof`): a worker cannot use a credential whose owner
 sent nothing to that worker's own input topic. By the digest, because the key service never sees
@@ -18,6 +19,7 @@ open the message: needed only where the key service has no index key without a c
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -32,12 +34,12 @@ from workers.crypto.errors import CryptoError
 from workers.crypto.hpke import HpkePrivateKey, HpkePublicKey, key_id
 from workers.crypto.info import Info, info
 from workers.crypto.sign import SigningKey, VerifyKey
+from workers.crypto.together import is_signature, sign_together, verify
 from workers.errors import Reject
 from workers.kafka.broker import Record
 
 HEADER_AUTH: Final = "sealstream-auth"
 _MAX_AUTH_BYTES: Final = 16_384
-_SIGNATURE_BYTES: Final = 64
 
 
 class Proof(msgspec.Struct, array_like=True, frozen=True):
@@ -46,7 +48,7 @@ class Proof(msgspec.Struct, array_like=True, frozen=True):
     Args:
         key: of the record.
         value_sha256: of its value, 32 bytes.
-        signature: of the header `sealstream-sig`, 64 bytes.
+        signature: of the header `sealstream-sig`.
     """
 
     key: bytes
@@ -58,13 +60,13 @@ class Proof(msgspec.Struct, array_like=True, frozen=True):
 
     @classmethod
     def of(cls, record: Record) -> Proof | None:
-        """Return what a record proves, None without a signature of the right length."""
+        """Return what a record proves, None without a signature of a known form."""
         return cls.made(record.header(HEADER_SIGNATURE), record.key, record.value or b"")
 
     @classmethod
     def made(cls, signature: bytes | None, key: bytes | None, value: bytes) -> Proof | None:
         """Return the proof that a signature over a record makes, None if there is none."""
-        if signature is None or len(signature) != _SIGNATURE_BYTES:
+        if signature is None or not is_signature(signature):
             return None
         return cls(key or b"", hashlib.sha256(value).digest(), signature)
 
@@ -128,15 +130,23 @@ def outer_auth(record: Record) -> Auth | None:
 
 
 def sign_message(session: SigningKey, topic: str, key: bytes | None, value: bytes) -> bytes:
-    """Return the value of the header `sealstream-sig`.
+    """Return the value of the header `sealstream-sig`; see `sign_messages`."""
+    [signature] = sign_messages(session, topic, [(key, value)])
+    return signature
+
+
+def sign_messages(
+    session: SigningKey, topic: str, records: Sequence[tuple[bytes | None, bytes]]
+) -> list[bytes]:
+    """Return the value of the header `sealstream-sig` of each of several records.
 
     Args:
         session: the key whose public half is the credential's `cnf`.
         topic: with prefix.
-        key: of the record, as it will be produced.
-        value: of the record, as it will be produced.
+        records: key and value of each, as they will be produced.
     """
-    return session.sign(Info.MESSAGE, topic, key or b"", hashlib.sha256(value).digest())
+    parts = [(topic, key or b"", hashlib.sha256(value).digest()) for key, value in records]
+    return sign_together(session, Info.MESSAGE, parts)
 
 
 def verify_message(
@@ -163,7 +173,8 @@ def verify_proof(cnf: bytes, proof: Proof | None, topic: str) -> None:
             field="auth.sealed",
         )
     try:
-        VerifyKey(cnf).verify(proof.signature, Info.MESSAGE, topic, proof.key, proof.value_sha256)
+        parts = (topic, proof.key, proof.value_sha256)
+        verify(VerifyKey(cnf), proof.signature, Info.MESSAGE, *parts)
     except CryptoError as error:
         raise Reject(
             ErrorCode.UNAUTHENTICATED,

@@ -1,13 +1,15 @@
 """Signatures that workers put on what they write for others to read: results and events.
 
-A record carries the header `sealstream-sig` (64 bytes, Ed25519 by the worker over key and value as
-produced, domain as in `workers.crypto.info`) and the header `sealstream-certificate`: the worker's
-certificate. Who has pinned the key service can verify both without asking anybody.
+A record carries the header `sealstream-sig` (Ed25519 by the worker over key and value as produced,
+alone or together with other records: `workers/crypto/together.py`; domain as in
+`workers.crypto.info`) and the header `sealstream-certificate`: the worker's certificate. Who has
+pinned the key service can verify both without asking anybody.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -16,6 +18,7 @@ from schemas.topics import HEADER_SIGNATURE
 from workers.crypto.errors import CryptoError
 from workers.crypto.info import Info
 from workers.crypto.sign import VerifyKey
+from workers.crypto.together import sign_together, verify
 from workers.errors import Reject
 from workers.kafka.broker import Headers, Record
 from workers.leases.certificate import Role, WorkerCertificate, WorkerIdentity, verify_certificate
@@ -36,6 +39,15 @@ def signature_headers(identity: WorkerIdentity, kind: Info, key: bytes, value: b
         (HEADER_SIGNATURE, identity.signing_key.sign(kind, key, value)),
         (HEADER_CERTIFICATE, identity.certificate.encoded),
     )
+
+
+def headers_together(
+    identity: WorkerIdentity, kind: Info, records: Sequence[tuple[bytes, bytes]]
+) -> list[Headers]:
+    """Sign records, (key, value) each, as a worker; return the two headers of each."""
+    certificate = (HEADER_CERTIFICATE, identity.certificate.encoded)
+    signatures = sign_together(identity.signing_key, kind, records)
+    return [((HEADER_SIGNATURE, signature), certificate) for signature in signatures]
 
 
 def verify_record(
@@ -76,7 +88,8 @@ def verify_record(
             ErrorCode.UNAUTHENTICATED, "the record is signed by a worker for other indexes"
         )
     try:
-        certificate.verify_key.verify(signature, kind, record.key or b"", record.value or b"")
+        parts = (record.key or b"", record.value or b"")
+        verify(certificate.verify_key, signature, kind, *parts)
     except CryptoError as error:
         raise Reject(ErrorCode.UNAUTHENTICATED, "the record's signature does not verify") from error
     return certificate

@@ -9,6 +9,7 @@ Used by the ingest worker (`accepted`, `rejected`) and by the index worker (late
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from workers.crypto.info import Info, info
 from workers.errors import Reject
 from workers.kafka.broker import Headers
 from workers.leases.certificate import WorkerIdentity
-from workers.leases.signed import signature_headers
+from workers.leases.signed import headers_together
 
 
 class Outgoing(NamedTuple):
@@ -50,31 +51,47 @@ def decode_reply_key(data: bytes) -> HpkePublicKey:
     )
 
 
-def encode_result(
-    result: IngestResult, *, key: bytes, reply_key: bytes, identity: WorkerIdentity
-) -> Outgoing:
-    """Encode one result. Pure CPU: 50 us in clear, 200 us sealed.
+class Answer(NamedTuple):
+    """A result to be sent.
 
-    Args:
+    Attributes:
         result: what to say.
         key: the source record's key.
         reply_key: encoded HPKE public key to seal to; b"" for a result in clear.
-        identity: of this worker.
-
-    Raises:
-        Reject: INVALID_MESSAGE, `reply_key` is no key.
     """
-    value, content_type = encode(result), CONTENT_JSON
-    if reply_key:
-        public = decode_reply_key(reply_key)
-        sealed = public.seal(info(Info.INGEST_RESULT, result.index, result.id), value)
-        value = encode(SealedValue.of(sealed, key_id=key_id(public), suite=public.suite))
-        content_type = CONTENT_SEALED
-    return Outgoing(
-        key,
-        value,
-        (
-            (HEADER_CONTENT_TYPE, content_type.encode()),
-            *signature_headers(identity, Info.INGEST_RESULT, key, value),
-        ),
-    )
+
+    result: IngestResult
+    key: bytes
+    reply_key: bytes
+
+
+def encode_results(answers: Iterable[Answer], identity: WorkerIdentity) -> list[Outgoing]:
+    """Encode results, in order. Pure CPU: 15 us each in clear, 200 us sealed.
+
+    Those whose reply key is none are left out: in clear they would name the document to everybody,
+    and nobody waits for them, since the ingest worker refuses such a key.
+    """
+    values: list[tuple[bytes, bytes]] = []
+    content_types: list[str] = []
+    for answer in answers:
+        value, content_type = encode(answer.result), CONTENT_JSON
+        if answer.reply_key:
+            try:
+                value = _seal(value, answer)
+            except Reject:
+                continue
+            content_type = CONTENT_SEALED
+        values.append((answer.key, value))
+        content_types.append(content_type)
+    headers = headers_together(identity, Info.INGEST_RESULT, values)
+    return [
+        Outgoing(key, value, ((HEADER_CONTENT_TYPE, content_type.encode()), *signed))
+        for (key, value), content_type, signed in zip(values, content_types, headers, strict=True)
+    ]
+
+
+def _seal(value: bytes, answer: Answer) -> bytes:
+    public = decode_reply_key(answer.reply_key)
+    about = info(Info.INGEST_RESULT, answer.result.index, answer.result.id)
+    sealed = public.seal(about, value)
+    return encode(SealedValue.of(sealed, key_id=key_id(public), suite=public.suite))

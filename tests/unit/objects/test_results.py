@@ -14,7 +14,7 @@ from workers.kafka.broker import Record
 from workers.leases.certificate import WorkerIdentity, issue_certificate
 from workers.leases.revocation import Revocations
 from workers.leases.signed import verify_record
-from workers.objects.results import Outgoing, encode_result
+from workers.objects.results import Answer, Outgoing, decode_reply_key, encode_results
 
 ISSUER = SigningKey.generate()
 SIGNER = SigningKey.generate()
@@ -32,7 +32,7 @@ def record(out: Outgoing) -> Record:
 
 
 def test_a_clear_result_is_signed() -> None:
-    out = encode_result(RESULT, key=b"i/secret", reply_key=b"", identity=WORKER)
+    [out] = encode_results([Answer(RESULT, b"i/secret", b"")], WORKER)
     assert decode(IngestResult, out.value) == RESULT
     verify_record(
         record(out), ISSUER.public, ("ingest",), Info.INGEST_RESULT, revocations=Revocations()
@@ -51,7 +51,7 @@ def test_a_clear_result_is_signed() -> None:
 @pytest.mark.parametrize("suite", list(HpkeSuite))
 def test_a_sealed_result_opens_for_the_producer_alone(suite: HpkeSuite) -> None:
     reply = HpkePrivateKey.generate(suite)
-    out = encode_result(RESULT, key=b"i/0", reply_key=reply.public.encode(), identity=WORKER)
+    [out] = encode_results([Answer(RESULT, b"i/0", reply.public.encode())], WORKER)
     verify_record(
         record(out), ISSUER.public, ("ingest",), Info.INGEST_RESULT, revocations=Revocations()
     )
@@ -67,8 +67,18 @@ def test_a_sealed_result_opens_for_the_producer_alone(suite: HpkeSuite) -> None:
 @pytest.mark.parametrize("reply_key", [b"\x09nonsense", b"\x01" + bytes(32)])
 def test_a_reply_key_that_is_none_is_refused(reply_key: bytes) -> None:
     with pytest.raises(Reject) as refusal:
-        encode_result(RESULT, key=b"i/0", reply_key=reply_key, identity=WORKER)
+        decode_reply_key(reply_key)
     assert (refusal.value.code, refusal.value.field) == (
         ErrorCode.INVALID_MESSAGE,
         "reply.public_key",
     )
+    answers = [Answer(RESULT, b"i/0", reply_key), Answer(RESULT, b"i/1", b"")]
+    assert [out.key for out in encode_results(answers, WORKER)] == [b"i/1"]
+
+
+def test_results_are_signed_together_and_verify_alone() -> None:
+    answers = [Answer(RESULT, b"i/%d" % n, b"") for n in range(40)]
+    for out in encode_results(answers, WORKER):
+        verify_record(
+            record(out), ISSUER.public, ("ingest",), Info.INGEST_RESULT, revocations=Revocations()
+        )
