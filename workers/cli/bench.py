@@ -24,7 +24,7 @@ _TESTS = Path(__file__).resolve().parents[2] / "tests"
 
 
 def bench(
-    name: Literal["seal", "chain", "ingest", "query", "quality"],
+    name: Literal["seal", "keys", "chain", "ingest", "query", "quality"],
     /,
     *,
     json: AsJson = False,
@@ -38,9 +38,10 @@ def bench(
     Parameters
     ----------
     name
-        seal: sealing against bare AES-GCM. chain: the keyword index against one object per node.
-        ingest: mails and vectors through the topics. query: latency and throughput, warm and
-        cold. quality: ranking against plaintext search.
+        seal: sealing against bare AES-GCM. keys: what the key service grants in a second. chain:
+        the keyword index against one object per node. ingest: mails and vectors through the
+        topics. query: latency and throughput, warm and cold. quality: ranking against plaintext
+        search.
     """
     if not (_TESTS / "bench" / "report.py").is_file():
         fail("the benchmarks are in tests/bench of a checkout: run this from one", USAGE)
