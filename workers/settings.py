@@ -266,6 +266,34 @@ class Settings(BaseModel):
         default=None,
         description="Identity token with which the command line and the client authenticate.",
     )
+    oidc_issuer: str | None = Field(
+        default=None,
+        description="OpenID Connect: URL of the provider whose tokens the key service accepts"
+        " besides its own.",
+    )
+    oidc_audience: str | None = Field(
+        default=None, description="Audience that tokens of oidc_issuer must be made for."
+    )
+    oidc_algorithms: str = Field(
+        default="RS256,ES256",
+        description="Signatures that count on tokens of oidc_issuer, comma-separated.",
+    )
+    oidc_roles_claim: str = Field(
+        default="roles", description="Claim with the caller's roles; a dot goes into an object."
+    )
+    oidc_roles: str = Field(
+        default="",
+        description="Scopes of each role: ROLE=SCOPE+SCOPE, or ROLE=*, comma-separated.",
+    )
+    oidc_groups_claim: str = Field(
+        default="groups", description="Claim with the caller's groups; a dot goes into an object."
+    )
+    oidc_administrators: str | None = Field(
+        default=None, description="Role whose bearers administer users; none if not set."
+    )
+    oidc_ca_file: Path | None = Field(
+        default=None, description="Certificate authority (PEM) of oidc_issuer."
+    )
     allow_plain_credentials: bool = Field(
         default=False,
         description="Accept identity tokens in clear inside messages (local stack only).",
@@ -338,6 +366,8 @@ class Settings(BaseModel):
             )
         if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
             raise ValueError("s3_access_key_id and s3_secret_access_key go together")
+        if (self.oidc_issuer is None) != (self.oidc_audience is None):
+            raise ValueError("oidc_issuer and oidc_audience go together")
         if (self.kafka_ssl_certfile is None) != (self.kafka_ssl_keyfile is None):
             raise ValueError("kafka_ssl_certfile and kafka_ssl_keyfile go together")
         if (self.kms_aws_access_key_id is None) != (self.kms_aws_secret_access_key is None):

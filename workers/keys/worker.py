@@ -38,6 +38,7 @@ from workers.errors import Damaged, Fatal, Reject, Retry
 from workers.identity.base import IdentityProvider
 from workers.identity.pages import Pages
 from workers.identity.password import Passwords
+from workers.identity.providers import Providers
 from workers.identity.standalone import GroupRecord, StandaloneProvider, UserRecord
 from workers.kafka.broker import Broker, Record
 from workers.kafka.open import open_broker
@@ -241,7 +242,7 @@ class KeyService:
         callers = Callers(
             realm,
             self._keys,
-            self._provider or standalone,
+            self._provider or self._with_oidc(standalone, realm),
             user_keys,
             self._directory.revocations,
             allow_plain=settings.allow_plain_credentials,
@@ -433,6 +434,17 @@ class KeyService:
             user_key=realm.key(RealmPurpose.USER),
             clock=self._clock,
         )
+
+    def _with_oidc(self, own: StandaloneProvider, realm: Realm) -> IdentityProvider:
+        """Return the realm's own provider, with the one of the settings beside it. Raises Fatal."""
+        settings = self._settings
+        if settings.oidc_issuer is None or settings.oidc_audience is None:
+            return own
+        from workers.identity.open import open_oidc
+
+        other, fetch = open_oidc(settings, realm.administrator.default_group, clock=self._clock)
+        self._stack.push_async_callback(fetch.aclose)
+        return Providers(own, other)
 
     async def _refresh_directory(self) -> None:
         # One damaged entry must not keep the key service from serving all other indexes.

@@ -1,0 +1,255 @@
+"""OpenID Connect: callers bring a token (JWT) that another identity provider made.
+
+What must hold: signed by a key of the configured issuer, with one of the configured algorithms, all
+asymmetric; `iss` is the issuer, `aud` has the configured audience; not expired, not from the
+future; `sub` is there. Then roles become scopes by the configured table, groups become ids.
+
+    identity id     "<issuer>#<sub>"
+    default group   UUIDv5(UUIDv5(URL namespace, issuer), "user/<sub>")
+    group           UUIDv5(UUIDv5(URL namespace, issuer), "group/<name>")
+
+So anybody can tell the id of a group; ids of groups that the realm makes itself are version 4 and
+never meet these. Users and groups are managed where the tokens come from.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from base64 import urlsafe_b64decode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from uuid import NAMESPACE_URL, uuid5
+
+import aiohttp
+import orjson
+from joserfc import jwt
+from joserfc.errors import JoseError
+
+from schemas.auth import Scope
+from schemas.errors import ErrorCode
+from workers.errors import Fatal, Reject, Retry
+from workers.identity.base import Identity
+from workers.identity.jwks import MAX_BYTES, TIMEOUT_S, Fetch, Jwks, is_safe_url
+
+ALGORITHMS: Final = frozenset(
+    {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+)
+SKEW_S: Final = 60
+MAX_GROUPS: Final = 255
+_MAX_TEXT: Final = 256
+# Others, such as logout tokens, are signed by the same keys.
+_TYPES: Final = frozenset({None, "jwt", "at+jwt", "application/at+jwt"})
+
+
+@dataclass(frozen=True, slots=True)
+class OidcConfig:
+    """Whose tokens count, and what their claims mean.
+
+    Attributes:
+        issuer: URL, exactly as tokens name it.
+        audience: what tokens must be made for.
+        algorithms: signatures that count.
+        roles_claim, groups_claim: names of claims; a dot goes into an object.
+        roles: scopes of each role.
+        administrators: role whose bearers administer users; None: nobody by this provider.
+        ca_file: PEM of the authority of the issuer's certificate; None: those of the system.
+    """
+
+    issuer: str
+    audience: str
+    algorithms: frozenset[str] = frozenset({"RS256", "ES256"})
+    roles_claim: str = "roles"
+    groups_claim: str = "groups"
+    roles: Mapping[str, frozenset[Scope]] = field(default_factory=dict)
+    administrators: str | None = None
+    ca_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not is_safe_url(self.issuer):
+            raise Fatal(ErrorCode.UNAUTHENTICATED, "oidc_issuer must be an https URL")
+        if not self.algorithms or not self.algorithms <= ALGORITHMS:
+            raise Fatal(
+                ErrorCode.UNAUTHENTICATED,
+                f"oidc_algorithms: of {', '.join(sorted(ALGORITHMS))}",
+            )
+
+
+class OidcProvider:
+    """Turns tokens of one issuer into identities."""
+
+    def __init__(
+        self,
+        config: OidcConfig,
+        administrators: str,
+        fetch: Fetch,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Prepare; nothing is asked before the first token.
+
+        Args:
+            config: whose tokens count.
+            administrators: the realm's group of administrators.
+            fetch: reads a URL.
+            clock: seconds since 1970.
+        """
+        self._config = config
+        self._administrators = administrators
+        self._clock = clock
+        self._jwks = Jwks(config.issuer, fetch)
+        self._namespace = uuid5(NAMESPACE_URL, config.issuer)
+
+    async def authenticate(self, token: str) -> Identity:
+        """Return the identity of a token: see `IdentityProvider.authenticate`."""
+        header = _header(token)
+        algorithm, kid = header.get("alg"), header.get("kid")
+        if algorithm not in self._config.algorithms or not isinstance(kid, str):
+            raise _refused("is not signed as is accepted here")
+        key = await self._jwks.key(kid, algorithm)
+        try:
+            decoded = jwt.decode(token, key, algorithms=[algorithm])
+        except (JoseError, ValueError, TypeError):
+            # Not chained: the cause may hold the token.
+            raise _refused("does not verify") from None
+        self._check(decoded.header, decoded.claims)
+        return self._identity(decoded.claims)
+
+    def _check(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
+        kind = header.get("typ")
+        if (kind.lower() if isinstance(kind, str) else kind) not in _TYPES or "crit" in header:
+            raise _refused("is of another type")
+        if claims.get("iss") != self._config.issuer:
+            raise _refused("is of another issuer")
+        audience = claims.get("aud")
+        if self._config.audience not in (audience if isinstance(audience, list) else [audience]):
+            raise _refused("is not for this audience")
+        now = self._clock()
+        if now >= _time(claims, "exp", 0.0):
+            raise Reject(ErrorCode.EXPIRED, "the identity token has expired", field="auth")
+        if max(_time(claims, "nbf", now), _time(claims, "iat", now)) > now + SKEW_S:
+            raise _refused("is from the future: set the clock")
+
+    def _identity(self, claims: Mapping[str, Any]) -> Identity:
+        subject = claims.get("sub")
+        if not isinstance(subject, str) or not 1 <= len(subject) <= _MAX_TEXT:
+            raise _refused("names nobody")
+        roles = set(_texts(claims, self._config.roles_claim))
+        scopes = frozenset[Scope]().union(*(self._config.roles.get(r, ()) for r in roles))
+        own = str(uuid5(self._namespace, f"user/{subject}"))
+        groups = dict.fromkeys(
+            group_id(self._config.issuer, name)
+            for name in _texts(claims, self._config.groups_claim)[:MAX_GROUPS]
+        )
+        if self._config.administrators is not None and self._config.administrators in roles:
+            groups[self._administrators] = None
+        return Identity(f"{self._config.issuer}#{subject}", scopes, (own, *groups), own)
+
+
+def group_id(issuer: str, name: str) -> str:
+    """Return the id of a group that an issuer's tokens name."""
+    return str(uuid5(uuid5(NAMESPACE_URL, issuer), f"group/{name}"))
+
+
+def parse_roles(text: str) -> dict[str, frozenset[Scope]]:
+    """Read the table of roles: `role=Scope+Scope, role=*`.
+
+    Raises:
+        ValueError: not of that form, or no such scope.
+    """
+    known = {scope.value.lower(): scope for scope in Scope}
+    roles: dict[str, frozenset[Scope]] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        role, equals, names = part.rpartition("=")
+        if not equals or not role.strip():
+            raise ValueError("write ROLE=SCOPE+SCOPE, or ROLE=*, comma-separated")
+        if names.strip() == "*":
+            roles[role.strip()] = frozenset(Scope)
+            continue
+        wanted = [name.strip().lower() for name in names.split("+")]
+        if not known.keys() >= set(wanted):
+            raise ValueError(f"scopes are {', '.join(scope.value for scope in Scope)}")
+        roles[role.strip()] = frozenset(known[name] for name in wanted)
+    return roles
+
+
+class HttpFetch:
+    """Reads URLs with aiohttp: no redirects, no cookies, bounded in time and size."""
+
+    def __init__(self, ca_file: Path | None = None) -> None:
+        """Prepare; connects on first use.
+
+        Raises:
+            Fatal: the CA file cannot be loaded.
+        """
+        try:
+            self._tls = ssl.create_default_context(cafile=ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise Fatal(ErrorCode.UNSUPPORTED, "oidc_ca_file cannot be loaded") from error
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __call__(self, url: str) -> bytes:
+        """Return what a URL holds. Raises Retry."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+                connector=aiohttp.TCPConnector(ssl=self._tls),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        try:
+            async with self._session.get(url, allow_redirects=False) as response:
+                data = await response.content.read(MAX_BYTES + 1)
+                while len(data) <= MAX_BYTES and (more := await response.content.read(MAX_BYTES)):
+                    data += more
+                if response.status != 200 or len(data) > MAX_BYTES:
+                    raise _silent()
+                return data
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _silent() from error
+
+    async def aclose(self) -> None:
+        """Release connections."""
+        if self._session is not None:
+            await self._session.close()
+
+
+def _silent() -> Retry:
+    return Retry(ErrorCode.KEY_UNAVAILABLE, "the identity provider does not answer: is it running?")
+
+
+def _header(token: str) -> dict[str, Any]:
+    """Return the header of a token, of which nothing is believed yet."""
+    first, dot, _ = token.partition(".")
+    try:
+        header = orjson.loads(urlsafe_b64decode(first + "=" * (-len(first) % 4)))
+    except ValueError:
+        header = None
+    if not dot or not isinstance(header, dict):
+        raise _refused("is none that this realm knows")
+    return header
+
+
+def _texts(claims: Mapping[str, Any], name: str) -> list[str]:
+    """Return a claim as a list of texts: a list, or words; others count for nothing."""
+    found: Any = claims
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    if isinstance(found, str):
+        found = found.split()
+    if not isinstance(found, list):
+        return []
+    return [one for one in found if isinstance(one, str) and 0 < len(one) <= _MAX_TEXT]
+
+
+def _time(claims: Mapping[str, Any], name: str, absent: float) -> float:
+    """Return a moment, seconds since 1970. Raises Reject: UNAUTHENTICATED, it is none."""
+    value = claims.get(name, absent)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 2**40:
+        raise _refused(f"has a malformed {name}")
+    return float(value)
+
+
+def _refused(why: str) -> Reject:
+    return Reject(ErrorCode.UNAUTHENTICATED, f"the identity token {why}", field="auth")
