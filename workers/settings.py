@@ -53,7 +53,7 @@ WELL_KNOWN: dict[str, tuple[str, ...]] = {
     "vault_skip_verify": ("VAULT_SKIP_VERIFY",),
 }
 # Variables of ours that are no fields.
-_NO_FIELDS = frozenset({"SEALSTREAM_CONFIG"})
+_NO_FIELDS = frozenset({"SEALSTREAM_CONFIG", "SEALSTREAM_IMAGE"})
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
