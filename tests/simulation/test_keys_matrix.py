@@ -447,6 +447,9 @@ async def test_cell(stage: Stage, row: Row, column: str) -> None:
         await until(stage.world, lambda: len(stage.denials()) > before)
         events = {(one.event, one.why) for one in stage.denials()[before:]}
         assert any(event in row.events and why is answer for event, why in events), events
+        if answer is E.FORBIDDEN and "refusal" not in dict(events):
+            # Who was known is named; index workers, who tell of a refusal, meet no callers.
+            assert all(one.caller for one in stage.denials()[before:])
     elif answer is OK:
         assert not [one for one in stage.denials()[before:] if one.event in row.events]
 

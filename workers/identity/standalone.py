@@ -101,12 +101,12 @@ class StandaloneProvider:
     async def authenticate(self, token: str) -> Identity:
         """Return the identity of a token: see `IdentityProvider.authenticate`."""
         body = open_token(self._token_key, token, now_s=self._clock())
-        user = await self._users.get(body.identity_id)
         if self.is_administrator(body.identity_id):
             known = self._administrator
-            joined = [] if user is None else user.groups
-            groups = (known.default_group, *joined)
+            joined = await self._users.peek(known.id)
+            groups = (known.default_group, *(joined.groups if joined else ()))
             return Identity(known.id, frozenset(Scope), groups, known.default_group)
+        user = await self._users.get(body.identity_id)
         if user is None:
             raise Reject(ErrorCode.UNAUTHENTICATED, "this identity does not exist", field="auth")
         if body.epoch != user.epoch:

@@ -142,6 +142,8 @@ class Answers:
         self._terms = terms
         self._clock = clock
         self._replays = ReplayWindow()
+        # Callers of the requests that are being answered, for the audit of a refusal.
+        self._asking: dict[bytes, str] = {}
         # Until when a worker holds a lease of this instance: what makes a request a renewal.
         self._leases: dict[tuple[str, bytes, bool], float] = {}
 
@@ -183,6 +185,8 @@ class Answers:
         except Exception as error:
             failure = unexpected(error, record)
             value = await self._deny(opened, failure)
+        finally:
+            self._asking.pop(body.request_id, None)
         await self._producer.send_and_wait(
             self._terms.grants,
             value,
@@ -258,6 +262,7 @@ class Answers:
                 why=error.code,
                 request_id=body.request_id.hex(),
                 worker=body.worker_id,
+                caller=self._asking.get(body.request_id),
                 index=body.index or None,
                 purposes=list(body.purposes),
                 request_sha256=opened.sha256.hex(),
@@ -266,7 +271,7 @@ class Answers:
             log.warning("refusal not in the audit", code=error.code.value)
 
     async def _decide(self, opened: OpenedRequest) -> _Granted:
-        body, role = opened.body, opened.certificate.role
+        body = opened.body
         if self._indexes.directory.revocations.covers(opened.certificate):
             raise Reject(ErrorCode.FORBIDDEN, "this worker was revoked: enrol it anew")
         if body.kind == "certificate":
@@ -284,7 +289,7 @@ class Answers:
             return await self._reseal(opened, record)
         if body.caller is None:
             raise Reject(ErrorCode.INVALID_MESSAGE, "the request names no caller")
-        principal = await self._caller(body.caller, record, role)
+        principal = await self._caller(opened, body.caller, record)
         if body.kind == "decision":
             check_scopes(principal, body.purposes)
             return self._decision(principal, record)
@@ -303,10 +308,14 @@ class Answers:
         )
         return _Granted(None, CertificatePayload(new.encoded), DENIAL_LIFE_MS / 1000)
 
-    async def _caller(self, caller: Caller, record: IndexRecord, role: Role) -> Principal:
+    async def _caller(
+        self, opened: OpenedRequest, caller: Caller, record: IndexRecord
+    ) -> Principal:
+        role = opened.certificate.role
         if role == "index":
             raise Reject(ErrorCode.FORBIDDEN, "an index worker meets no callers")
         principal = await self._callers.of_message(caller, record, role)
+        self._asking[opened.body.request_id] = principal.id
         if principal.cnf is not None:
             topic = with_prefix(self._terms.prefix, _INPUTS[role])
             verify_proof(principal.cnf, caller.proof, topic)
@@ -320,7 +329,7 @@ class Answers:
         check_purposes(role, body.purposes, with_caller=body.caller is not None)
         principal = None
         if body.caller is not None:
-            principal = await self._caller(body.caller, record, role)
+            principal = await self._caller(opened, body.caller, record)
         renewal = (body.worker_id, record.uid, self._is_full(opened)) in self._leases
         ring = await self._indexes.open(record, fresh=not renewal)
         if Purpose.INGEST in body.purposes:

@@ -120,7 +120,7 @@ class ShardColumns:
             # One more entry, for the rows without a list: index -1.
             table = np.array([*(not groups.isdisjoint(one) for one in sets), False], dtype=np.bool_)
             found = np.asarray(table[group_set], dtype=np.bool_)
-            for row, changed in (await self.shard.changed_groups(segment)).items():
+            for row, changed in (await self._changed_groups(segment)).items():
                 found[row] = not groups.isdisjoint(changed)
             self.keep(key, found, found.nbytes)
         return found
@@ -210,6 +210,17 @@ class ShardColumns:
             column = VectorColumn(rows, vectors)
             self.keep(key, column, rows.nbytes + vectors.nbytes)
         return column
+
+    async def _changed_groups(self, segment: int) -> dict[int, tuple[bytes, ...]]:
+        """Return the access lists that were changed since, by row."""
+        if not self.shard.access_key:
+            return {}
+        key = self.key(segment, "changed", self.shard.access_key)
+        found: dict[int, tuple[bytes, ...]] | None = self.cached(key)
+        if found is None:
+            found = await self.shard.changed_groups(segment)
+            self.keep(key, found, 64 + 160 * len(found))
+        return found
 
     async def _group_table(
         self, segment: int
