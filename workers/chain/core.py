@@ -132,6 +132,10 @@ class ShardCore:
             self._access = (ref, table)
         return self._access[1]
 
+    def keep_access(self, table: AccessTable) -> None:
+        """Remember the access lists of the head that was just published."""
+        self._access = (self.head.access, table)
+
     async def store_access(self, table: AccessTable) -> AccessRef | None:
         """Store changed access lists; return what the next head says of them. Raises Retry."""
         uid = os.urandom(16)

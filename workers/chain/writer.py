@@ -295,6 +295,7 @@ class ShardWriter:
             clock_ms=max(head.clock_ms, min(batch.created_ms, self._core.clock_ms())),
         )
         await self._core.publish(head, after)
+        self._core.keep_access(decided.access)
         if born is not None:
             self._core.keep(born.built, born.rows)
 
