@@ -182,6 +182,21 @@ async def test_copies_and_old_requests_are_not_run(world):
     assert len(world.broker.records(ADMIN_RESULT)) == 2
 
 
+async def test_a_copy_after_a_restart_is_not_run(world):
+    await world.create("a")
+    await world.running.end()
+    service = await world.service()
+    reply = HpkePrivateKey.generate(HpkeSuite.X25519)
+    args = {"principal": "worker/index-1", "indexes": ["none"]}
+    key, value, headers = await world.admin_record("key.revoke", args, reply)
+    await service.handle(Record(ADMIN_REQUEST, 0, 0, 0, key, value, headers))
+    assert world.audited("key.revoke", "grant") == 1
+    other = await world.service()
+    await other.handle(Record(ADMIN_REQUEST, 0, 1, 0, key, value, headers))
+    assert world.audited("key.revoke", "grant") == 1
+    assert world.audited("key.revoke", "deny") == 1
+
+
 async def test_a_copied_deletion_does_not_delete_the_next_index_of_the_name(world):
     await world.create("a")
     await world.running.end()

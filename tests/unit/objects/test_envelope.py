@@ -10,7 +10,7 @@ from workers.crypto.hpke import HpkePrivateKey, HpkeSuite
 from workers.crypto.sign import SigningKey
 from workers.errors import Reject
 from workers.leases.certificate import WorkerIdentity, issue_certificate
-from workers.leases.revocation import Revocations
+from workers.leases.revocation import Revocation, Revocations, sign_revocation
 from workers.objects.envelope import Route, open_update, seal_update, verify_update
 
 ISSUER = SigningKey.generate()
@@ -128,3 +128,16 @@ def test_an_update_says_nothing_in_clear() -> None:
     update = seal_update(batch(), ROUTE, KEY.public, worker(), max_record_bytes=900_000)
     assert b"doc" not in update.value
     assert b"mmmm" not in update.value
+
+
+def test_an_update_of_a_worker_that_was_revoked_before_is_refused() -> None:
+    revocations = Revocations()
+    when_ms = 1_100_000
+    revocation = Revocation(principal="w-1", kind="worker", policy_epoch=1, revoked_ms=when_ms)
+    value = sign_revocation(revocation, ISSUER)
+    revocations.take(revocation.key, value, ISSUER.public)
+    envelope = sealed()
+    terms = {"index": "acme/docs", "issuer": ISSUER.public, "revocations": revocations}
+    verify_update(envelope, written_s=when_ms / 1000 - 1, **terms)
+    with pytest.raises(Reject, match="revoked"):
+        verify_update(envelope, written_s=when_ms / 1000, **terms)
