@@ -119,7 +119,8 @@ class Parts:
                 image=self.images.sealstream,
                 command=("worker", worker.partition("-")[0], "--id", worker),
                 environment=_ENVIRONMENT,
-                volumes={str(HOME): (worker, "ro")},
+                # A worker keeps the certificates there that it is given while it runs.
+                volumes={str(HOME): (worker, "ro" if worker == "keys-1" else "rw")},
                 tmpfs={f"{HOME}/run": f"{_OWN_TMPFS},size=1m", "/tmp": "size=16m"},  # noqa: S108
             )
             for worker in WORKERS

@@ -1,0 +1,58 @@
+"""A Docker daemon and the images, or a reason why not: with CI set, that is a failure."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+TESTS = Path(__file__).parents[2]
+# Test folders are no packages (importlib mode): make the kits importable.
+for folder in ("integration", "integration/containers", "chaos"):
+    sys.path.insert(0, str(TESTS / folder))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.containers)
+            # Sockets of the HTTP pools of Docker's client, closed by its garbage collection.
+            item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
+            item.add_marker(
+                pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+            )
+
+
+def missing(what: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} (CI must have it: .ci/containers)", pytrace=False)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def docker_client() -> Iterator[Any]:
+    """The daemon that the environment names, with all images there."""
+    import docker
+    from docker.errors import DockerException, ImageNotFound
+
+    from workers.testing import Images
+
+    try:
+        client = docker.from_env()
+        client.ping()
+    except DockerException:
+        missing("no Docker daemon answers")
+    images = Images()
+    for name in asdict(images).values():
+        try:
+            client.images.get(name)
+        except ImageNotFound:
+            missing(f"the image {name} is not there")
+    yield client
+    client.close()
