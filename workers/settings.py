@@ -266,6 +266,13 @@ class Settings(BaseModel):
         default=None,
         description="Identity token with which the command line and the client authenticate.",
     )
+    user_id: str | None = Field(
+        default=None, description="Whose key user_key_file is, as `user-key create` was told."
+    )
+    user_key_file: Path | None = Field(
+        default=None,
+        description="File with a user's key of an index, 32 raw bytes: counts instead of token.",
+    )
     oidc_issuer: str | None = Field(
         default=None,
         description="OpenID Connect: URL of the provider whose tokens the key service accepts"
@@ -366,6 +373,8 @@ class Settings(BaseModel):
             )
         if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
             raise ValueError("s3_access_key_id and s3_secret_access_key go together")
+        if (self.user_id is None) != (self.user_key_file is None):
+            raise ValueError("user_id and user_key_file go together")
         if (self.oidc_issuer is None) != (self.oidc_audience is None):
             raise ValueError("oidc_issuer and oidc_audience go together")
         if (self.kafka_ssl_certfile is None) != (self.kafka_ssl_keyfile is None):

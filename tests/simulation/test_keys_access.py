@@ -16,7 +16,7 @@ from schemas.errors import ErrorCode
 from schemas.ingest import IngestResult
 from schemas.position import Position
 from workers.client import Client
-from workers.errors import Damaged, Reject
+from workers.errors import Damaged, Fatal, Reject
 from workers.identity import password as passwords
 
 SHOWN = ["score", "content"]
@@ -302,6 +302,23 @@ async def test_user_keys_through_the_client(world):
         async with client(world) as admin:
             await admin.delete_user_key(name, "r")
         await refused(reader.get(name, ["doc"]), ErrorCode.UNAUTHENTICATED)
+
+
+async def test_a_user_key_in_the_settings_counts_instead_of_a_token(world, tmp_path):
+    name = await index(world)
+    async with client(world) as admin:
+        key = await admin.create_user_key(name, "r", ["read"])
+        await admin.ingest(name, "doc", content="x", wait="searchable")
+    path = tmp_path / "user.key"
+    path.write_bytes(key)
+    settings = world.settings.model_copy(update={"user_id": "r", "user_key_file": path})
+    path.chmod(0o644)
+    with pytest.raises(Fatal, match="chmod"):
+        Client(settings, broker=world.broker)
+    path.chmod(0o600)
+    async with Client(settings, broker=world.broker) as reader:
+        assert await reader.count(name) == 1
+        await refused(reader.ingest(name, "e", content="y"), ErrorCode.FORBIDDEN)
 
 
 async def test_application_tokens_through_the_client(world):

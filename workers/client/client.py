@@ -33,6 +33,7 @@ from workers.crypto.secret import SecretBytes
 from workers.errors import Reject
 from workers.kafka.broker import Broker, Producer
 from workers.kafka.open import open_broker
+from workers.leases.certificate import read_secret_file
 from workers.leases.directory import KeyDirectory
 from workers.leases.holder import SUITES
 from workers.settings import Settings, load_settings
@@ -78,9 +79,12 @@ class Client(Administration):
         Raises:
             SettingsError: a setting is wrong.
             Reject: UNAUTHENTICATED, no credential; WRONG_KEY, not 32 bytes.
+            Fatal: the file of a user key is missing, or open to others.
         """
         self._settings = settings or load_settings(**options)
         token = self._settings.token
+        if user_key is None and not anonymous:
+            user_key = _configured_user_key(self._settings)
         self._secrets = Secrets(
             token=None if token is None or anonymous else token.get_secret_value(),
             index_key=None if index_key is None else SecretBytes(index_key),
@@ -388,6 +392,13 @@ class Client(Administration):
 
     def _administrator_directory(self) -> KeyDirectory:
         return _open(self._directory)
+
+
+def _configured_user_key(settings: Settings) -> tuple[str, bytes] | None:
+    """Return the user key that the settings name, if any. Raises Fatal: it cannot be read."""
+    if settings.user_id is None or settings.user_key_file is None:
+        return None
+    return settings.user_id, read_secret_file(settings.user_key_file)
 
 
 def _open(part: T | None) -> T:
