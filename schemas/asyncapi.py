@@ -136,7 +136,8 @@ def _headers() -> Json:
             HEADER_CONTENT_TYPE: {"type": "string", "enum": [CONTENT_JSON, CONTENT_SEALED]},
             HEADER_SIGNATURE: {
                 **text,
-                "description": "With auth.sealed: base64 of the session key's Ed25519 signature.",
+                "description": "With auth.sealed: the session key's Ed25519 signature, 64 bytes,"
+                " over topic, key and SHA-256 of the value, see workers/crypto/info.py.",
             },
             "ce_id": text,
             "ce_type": text,

@@ -171,6 +171,10 @@ async def test_who_cannot_be_verified_is_not_answered(world, service):
     _, record = ask(world, good, worker_id="index-y")
     assert await answer(world, service, record) == "UNAUTHENTICATED"
     _, record = ask(world, good)
+    # Sealed and sent under the other name, too: the certificate still says who it is.
+    _, claimed = ask(world, good, worker_id="index-y")
+    claimed = replace(claimed, key=b"index-y", offset=next(OFFSETS))
+    assert await answer(world, service, claimed) == "UNAUTHENTICATED"
     renamed = replace(record, key=b"index-y", offset=next(OFFSETS))
     assert await answer(world, service, renamed) == "UNAUTHENTICATED"
     for value in (b"", b"{}", b"\xff", record.value[:-9]):

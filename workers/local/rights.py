@@ -12,8 +12,10 @@ from typing import Any, Final
 # role -> action -> patterns of keys below the prefix. Only `s3:ListBucket` is of the whole bucket.
 _RIGHTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "keys": {
-        "s3:GetObject": ("catalog/*", "realm/*", "*/keys/*"),
-        "s3:PutObject": ("catalog/*", "realm/*", "*/keys/*"),
+        # Shards: documents whose access list is asked for, and how far a new data key is. Bodies:
+        # what index workers have sealed anew.
+        "s3:GetObject": ("catalog/*", "realm/*", "*/keys/*", "*/shards/*", "*/bodies/*"),
+        "s3:PutObject": ("catalog/*", "realm/*", "*/keys/*", "*/bodies/*"),
         # An index that is deleted goes with everything in it.
         "s3:DeleteObject": ("*",),
         "s3:ListBucket": (),
@@ -21,7 +23,7 @@ _RIGHTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "ingest": {"s3:PutObject": ("*/packs/*", "*/bodies/*")},
     "index": {
         "s3:GetObject": ("*/shards/*", "*/bodies/*"),
-        "s3:PutObject": ("*/shards/*",),
+        "s3:PutObject": ("*/shards/*", "*/bodies/*"),
         "s3:DeleteObject": ("*/shards/*", "*/packs/*", "*/bodies/*"),
         "s3:ListBucket": (),
     },

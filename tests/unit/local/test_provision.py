@@ -97,14 +97,14 @@ KEYS = {
 }
 MAY = {
     "keys": {
-        "s3:GetObject": {"catalog", "realm", "envelope", "dek"},
-        "s3:PutObject": {"catalog", "realm", "envelope", "dek"},
+        "s3:GetObject": {"catalog", "realm", "envelope", "dek", "head", "segment", "body"},
+        "s3:PutObject": {"catalog", "realm", "envelope", "dek", "body"},
         "s3:DeleteObject": set(KEYS),
     },
     "ingest": {"s3:PutObject": {"pack", "body"}},
     "index": {
         "s3:GetObject": {"head", "segment", "body"},
-        "s3:PutObject": {"head", "segment"},
+        "s3:PutObject": {"head", "segment", "body"},
         "s3:DeleteObject": {"head", "segment", "pack", "body"},
     },
     "query": {"s3:GetObject": {"head", "segment", "pack"}},
