@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Final, Self
 
-from docker.errors import NotFound
+from docker.errors import DockerException, NotFound
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
 from testcontainers.core.labels import create_labels
@@ -201,7 +201,10 @@ class SealstreamStack:
         await asyncio.to_thread(self.stop)
 
     def _start(self) -> None:
-        self._docker = DockerClient()
+        try:
+            self._docker = DockerClient()
+        except DockerException as error:
+            raise ContainersError("no Docker daemon answers that this user may ask") from error
         self._network = Network().create()
         for name in VOLUMES:
             labels = create_labels(self._images.sealstream, None)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+import docker
 import pytest
+from docker.errors import DockerException, ImageNotFound
+
+from workers.testing import Images
 
 TESTS = Path(__file__).parents[2]
 # Test folders are no packages (importlib mode): make the kits importable.
@@ -35,21 +41,26 @@ def missing(what: str) -> NoReturn:
     pytest.skip(what)
 
 
+def _connect() -> Any:
+    """Return a client of the daemon that the environment names; None if there is none."""
+    try:
+        return docker.from_env()
+    except DockerException:
+        pass
+    # It leaves the socket that it could not connect, to be found as an error later.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+    return None
+
+
 @pytest.fixture(scope="session")
 def docker_client() -> Iterator[Any]:
-    """The daemon that the environment names, with all images there."""
-    import docker
-    from docker.errors import DockerException, ImageNotFound
-
-    from workers.testing import Images
-
-    try:
-        client = docker.from_env()
-        client.ping()
-    except DockerException:
+    """The daemon, with all images there."""
+    client = _connect()
+    if client is None:
         missing("no Docker daemon answers")
-    images = Images()
-    for name in asdict(images).values():
+    for name in asdict(Images()).values():
         try:
             client.images.get(name)
         except ImageNotFound:
