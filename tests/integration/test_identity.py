@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import clean_env
 from stack_kit import QUERY_S, Stack, connect, ids, new_name
 
 from schemas.errors import ErrorCode
@@ -22,7 +22,7 @@ class Shell:
 
     def __init__(self, stack: Stack, token: str | None = None) -> None:
         self._home = stack.home
-        self._env = clean_env()
+        self._env = {k: v for k, v in os.environ.items() if not k.startswith("SEALSTREAM_")}
         if token is not None:
             self._env["SEALSTREAM_TOKEN"] = token
 

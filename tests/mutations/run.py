@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from mutations import MUTATIONS, Mutation
+from mutations_identity import IDENTITY
 
 ROOT = Path(__file__).resolve().parents[2]
 _FAILED = 1
@@ -26,7 +27,9 @@ _DEADLINE_S = 300
 
 def main(wanted: list[str]) -> int:
     """Run the mutations whose name holds one of `wanted`, or all."""
-    chosen = [m for m in MUTATIONS if not wanted or any(part in m.name for part in wanted)]
+    chosen = [
+        m for m in (*MUTATIONS, *IDENTITY) if not wanted or any(part in m.name for part in wanted)
+    ]
     with tempfile.TemporaryDirectory(prefix="sealstream-mutations-") as folder:
         copy = Path(folder)
         for name in ("schemas", "workers", "tests"):
