@@ -19,6 +19,7 @@ from workers.cli.common import (
     say_json,
     say_table,
 )
+from workers.telemetry.logs import configure
 
 _TESTS = Path(__file__).resolve().parents[2] / "tests"
 
@@ -46,6 +47,8 @@ def bench(
     if not (_TESTS / "bench" / "report.py").is_file():
         fail("the benchmarks are in tests/bench of a checkout: run this from one", USAGE)
     home = None if common.home is None else common.home.absolute()
+    # Parts of workers run in this process: what they log is neither a figure nor JSON of ours.
+    configure("bench", "warning")
     sys.path.insert(0, str(_TESTS))
     try:
         module: Any = import_module(f"bench.{name}")
