@@ -7,6 +7,7 @@
 #   make test-long  those that take minutes
 #   make test-containers  those in containers: needs Docker and the images (.ci/containers)
 #   make test-kafka the tests of the running system on Apache Kafka (ARGS="-m core": the short way)
+#   make mutations  remove every defence of keys and leases in turn: a test must notice
 #   make bench      a benchmark: make bench NAME=seal
 #   make fmt        format and mend what can be mended
 
@@ -28,10 +29,10 @@ KAFKA_TESTS := tests/contract/test_broker_contract.py tests/contract/test_pump_c
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 
-.PHONY: help demo up down check test test-long test-containers test-kafka bench fmt clean
+.PHONY: help demo up down check test test-long test-containers test-kafka mutations bench fmt clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '3,11p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '3,12p'
 
 $(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then \
@@ -82,6 +83,9 @@ test-containers: $(VENV)/.dev-stamp
 
 test-kafka: $(VENV)/.dev-stamp
 	$(BIN)/pytest --broker kafka $(KAFKA_TESTS) $(ARGS)
+
+mutations: $(VENV)/.dev-stamp
+	$(BIN)/python tests/mutations/run.py $(ARGS)
 
 bench: $(VENV)/.bench-stamp
 	@[ -n "$(NAME)" ] || { echo "which one? make bench NAME=seal; see sealstream bench --help" >&2; exit 2; }
