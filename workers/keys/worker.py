@@ -257,6 +257,8 @@ class KeyService:
                 kind="access",
                 purpose=SealPurpose.ACCESS_RECORD,
                 entry=AccessEntry,
+                # Every page has a record of its own in key-directory, which everybody reads.
+                spread=16,
             ),
             self._store,
             indexes,
