@@ -79,7 +79,7 @@ test-long: $(VENV)/.dev-stamp
 	$(BIN)/pytest -m "long and not kafka and not containers" $(ARGS)
 
 test-containers: $(VENV)/.dev-stamp
-	$(BIN)/pytest -m containers tests/integration/containers $(ARGS)
+	$(BIN)/pytest -m "containers and not long" tests/integration/containers $(ARGS)
 
 test-kafka: $(VENV)/.dev-stamp
 	$(BIN)/pytest --broker kafka $(KAFKA_TESTS) $(ARGS)
