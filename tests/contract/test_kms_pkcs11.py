@@ -23,7 +23,7 @@ from workers.crypto.secret import random_secret
 from workers.errors import Damaged, Reject
 from workers.kms.binding import split
 from workers.kms.errors import KmsDenied, KmsKeyGone, KmsUnavailable
-from workers.kms.pkcs11 import Pkcs11Kms
+from workers.kms.pkcs11 import ModuleThread, Pkcs11Kms
 
 CONTEXT = {"index": "00" * 16, "purpose": "kek"}
 
@@ -55,24 +55,31 @@ async def test_the_highest_id_wraps_and_each_opens_its_own(world: HsmWorld, kms:
     described = await kms.describe(name)
     assert (described.version, described.min_version) == ("0002", "0001")
     assert (first.version, second.version) == ("0001", "0002")
-    with world.session() as session:
-        (oldest,) = session.get_objects({Attribute.LABEL: name, Attribute.ID: b"\x00\x01"})
-        oldest.destroy()
+
+    def destroy_first() -> None:
+        with world.session() as session:
+            (oldest,) = session.get_objects({Attribute.LABEL: name, Attribute.ID: b"\x00\x01"})
+            oldest.destroy()
+
+    await world.do(destroy_first)
     with pytest.raises(KmsKeyGone):
         await kms.unwrap(name, first.data, CONTEXT)
     assert await kms.unwrap(name, second.data, CONTEXT) == key
 
 
 async def test_a_key_that_may_not_wrap_is_not_used(world: HsmWorld, kms: Pkcs11Kms) -> None:
-    with world.session() as session:
-        session.generate_key(
-            KeyType.AES,
-            256,
-            label="only-encrypts",
-            id=b"\x01",
-            store=True,
-            template={Attribute.WRAP: False, Attribute.UNWRAP: False},
-        )
+    def make() -> None:
+        with world.session() as session:
+            session.generate_key(
+                KeyType.AES,
+                256,
+                label="only-encrypts",
+                id=b"\x01",
+                store=True,
+                template={Attribute.WRAP: False, Attribute.UNWRAP: False},
+            )
+
+    await world.do(make)
     with pytest.raises(KmsKeyGone):
         await kms.wrap("only-encrypts", random_secret(), CONTEXT)
 
@@ -119,7 +126,18 @@ async def test_a_session_that_was_closed_is_opened_again(world: HsmWorld, kms: P
     key = random_secret()
     wrapped = await kms.wrap("one", key, CONTEXT)
     # What another part of the process does to all sessions when it logs out.
-    kms._session.close()
+    await world.do(kms._session.close)
+    assert await kms.unwrap("one", wrapped.data, CONTEXT) == key
+
+
+async def test_a_session_that_was_logged_out_does_not_take_keys_for_gone(
+    world: HsmWorld, kms: Pkcs11Kms
+) -> None:
+    other, key = world.open(), random_secret()
+    # The first one to log in does so for the whole process; the other sees keys by that.
+    await other.describe("one")
+    wrapped = await kms.wrap("one", key, CONTEXT)
+    await other.aclose()
     assert await kms.unwrap("one", wrapped.data, CONTEXT) == key
 
 
@@ -136,26 +154,37 @@ async def test_a_module_that_hangs_meets_the_deadline_and_recovers(world: HsmWor
     kms, key = world.open(), random_secret()
     wrapped = await kms.wrap("one", key, CONTEXT)
     hasty = Pkcs11Kms(replace(kms._config, timeout_s=0.2), default_key="one")
-    await hasty.describe("one")
     thawed = threading.Event()
-    assert hasty._thread is not None
-    hanging = hasty._thread.submit(thawed.wait)
-    async with asyncio.timeout(20):
-        for _ in range(3):
-            with pytest.raises(KmsUnavailable, match=r"0\.2 s"):
-                await hasty.unwrap("one", wrapped.data, CONTEXT)
-        # Another client has a thread of its own.
-        assert await kms.unwrap("one", wrapped.data, CONTEXT) == key
+    hanging = ModuleThread.of(world.module).submit(thawed.wait)
+    try:
+        async with asyncio.timeout(20):
+            for _ in range(3):
+                with pytest.raises(KmsUnavailable, match=r"0\.2 s"):
+                    await hasty.unwrap("one", wrapped.data, CONTEXT)
+            # It does not hold up who closes it.
+            await hasty.aclose()
+    finally:
         thawed.set()
-        await asyncio.wrap_future(hanging)
-        while True:
-            try:
-                assert await hasty.unwrap("one", wrapped.data, CONTEXT) == key
-                break
-            except KmsUnavailable:
-                continue
-    await hasty.aclose()
+    await asyncio.wrap_future(hanging)
+    assert await kms.unwrap("one", wrapped.data, CONTEXT) == key
     await kms.aclose()
+
+
+async def test_clients_that_come_and_go_together_do_no_harm(
+    world: HsmWorld, kms: Pkcs11Kms
+) -> None:
+    """Two threads in SoftHSM at once crash it."""
+    key = random_secret()
+    wrapped = await kms.wrap("one", key, CONTEXT)
+
+    async def come_and_go() -> None:
+        other = world.open()
+        assert await other.unwrap("one", wrapped.data, CONTEXT) == key
+        await other.aclose()
+
+    for _ in range(10):
+        await asyncio.gather(*(come_and_go() for _ in range(4)))
+        assert await kms.unwrap("one", wrapped.data, CONTEXT) == key
 
 
 @pytest.mark.parametrize("error", [pkcs11.KeyTypeInconsistent, pkcs11.MechanismInvalid])

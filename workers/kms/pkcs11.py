@@ -5,9 +5,10 @@ key id is the label of AES keys in one token. Keys of the same label are version
 order of their ids (CKA_ID, read as a number): the highest wraps, and the one that wrapped opens.
 Make one with CKA_WRAP, CKA_UNWRAP, CKA_SENSITIVE, CKA_TOKEN and without CKA_EXTRACTABLE.
 
-A module is a library in our own process that blocks, and that knows one user: all calls run one
-after the other in a thread of their own. A module that hangs makes calls fail at their deadline,
-and those that wait behind it too; it does not keep the process from ending.
+A module is a library in our own process that blocks, that knows one user, and that two threads at
+once may crash: everything that touches it runs in one thread, also the end of its objects. A module
+that hangs makes calls fail at their deadline, and those that wait behind it too; it does not keep
+the process from ending.
 
 A PIN that was refused is not tried again until it changes: tokens lock themselves after a few.
 """
@@ -15,14 +16,16 @@ A PIN that was refused is not tried again until it changes: tokens lock themselv
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import re
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pkcs11
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
@@ -34,6 +37,7 @@ from workers.kms.base import DEADLINE_S, KeyInfo, Wrapped, check_key_id
 from workers.kms.binding import KeyVersion, join, open_bound, split
 from workers.kms.deadline import deadline
 from workers.kms.errors import (
+    KmsUnavailable,
     denied,
     key_gone,
     key_unsuitable,
@@ -106,34 +110,41 @@ def parse_location(rest: str) -> tuple[str, str] | None:
     return (token, key) if _TOKEN.fullmatch(token) and key else None
 
 
-class _Thread:
-    """One daemon thread that works through what it is given; `ThreadPoolExecutor` waits at exit."""
+class ModuleThread:
+    """The one thread that calls a module; a daemon, since `ThreadPoolExecutor` waits at exit."""
+
+    _all: ClassVar[dict[Path, ModuleThread]] = {}
 
     def __init__(self) -> None:
-        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
+        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]]
         self._work = queue.SimpleQueue()
         threading.Thread(target=self._run, name="pkcs11", daemon=True).start()
 
+    @classmethod
+    def of(cls, module: Path) -> ModuleThread:
+        """Return the thread of a module in this process."""
+        if module not in cls._all:
+            cls._all[module] = cls()
+        return cls._all[module]
+
     def submit(self, work: Callable[[], _T]) -> Future[_T]:
+        """Have something done, after what was submitted before."""
         future: Future[_T] = Future()
         self._work.put((future, work))
         return future
 
-    def end(self) -> None:
-        """Let the thread end once it has done what it was given."""
-        self._work.put(None)
-
     def _run(self) -> None:
-        while (given := self._work.get()) is not None:
-            future, work = given
+        while True:
+            future, work = self._work.get()
             # Whoever waited for it may have met the deadline.
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(work())
                 except BaseException as error:
+                    _drop_locals(error)
                     # Raised where it is awaited.
                     future.set_exception(error)
-            del given, future, work
+            del future, work
 
 
 class Pkcs11Kms:
@@ -154,7 +165,7 @@ class Pkcs11Kms:
         if config.pin is None and config.pin_file is None:
             raise misconfigured("PKCS#11 needs a PIN: set kms_pkcs11_pin_file or kms_pkcs11_pin")
         self._config = config
-        self._thread: _Thread | None = None
+        self._thread: ModuleThread | None = None
         self._session: Any = None
         self._refused_pin: str | None = None
         self._mechanism = Mechanism.AES_KEY_WRAP_KWP
@@ -184,32 +195,28 @@ class Pkcs11Kms:
     async def describe(self, key_id: str) -> KeyInfo:
         """List the key's versions: see `Kms.describe`."""
         check_key_id(key_id)
-        versions = await self._call(lambda: self._versions(key_id))
-        return KeyInfo(
-            self.name,
-            key_id,
-            max(versions, key=_number).hex(),
-            min(versions, key=_number).hex(),
-            binds_context=True,
-        )
+        versions = await self._call(lambda: sorted(self._versions(key_id), key=_number))
+        return KeyInfo(self.name, key_id, versions[-1].hex(), versions[0].hex(), binds_context=True)
 
     async def aclose(self) -> None:
-        """Log out. A call that hangs is left behind."""
+        """Log out. A call that hangs is left behind after its deadline."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.submit(self._close)
-            thread.end()
+            closed = thread.submit(self._close)
+            with contextlib.suppress(KmsUnavailable):
+                async with deadline(self._config.timeout_s):
+                    await asyncio.wrap_future(closed)
 
     def __repr__(self) -> str:
         return f"Pkcs11Kms({self._config.token!r})"
 
     async def _call(self, work: Callable[[], _T]) -> _T:
         if self._thread is None:
-            self._thread = _Thread()
+            self._thread = ModuleThread.of(self._config.module)
         async with deadline(self._config.timeout_s):
             return await asyncio.wrap_future(self._thread.submit(lambda: self._guarded(work)))
 
-    # From here on everything runs in the one thread.
+    # From here on everything runs in the module's thread.
 
     def _guarded(self, work: Callable[[], _T]) -> _T:
         for last in (False, True):
@@ -285,6 +292,16 @@ class Pkcs11Kms:
             opened.destroy()
 
     def _versions(self, key_id: str) -> dict[bytes, Any]:
+        versions = self._search(key_id)
+        if not versions:
+            # A session that was logged out sees no keys: a missing one must be missing for sure.
+            self._close()
+            versions = self._search(key_id)
+        if not versions:
+            raise key_gone("the token has no AES key with this label and an id that may wrap")
+        return versions
+
+    def _search(self, key_id: str) -> dict[bytes, Any]:
         found = self._opened().get_objects(
             {
                 Attribute.CLASS: ObjectClass.SECRET_KEY,
@@ -294,10 +311,7 @@ class Pkcs11Kms:
                 Attribute.UNWRAP: True,
             }
         )
-        versions = {bytes(key.id): key for key in found if key.id}
-        if not versions:
-            raise key_gone("the token has no AES key with this label and an id that may wrap")
-        return versions
+        return {bytes(key.id): key for key in found if key.id}
 
     def _opened(self) -> Any:
         if self._session is None:
@@ -341,6 +355,13 @@ class Pkcs11Kms:
                 session.close()
             except p11.PKCS11Error:
                 return
+
+
+def _drop_locals(error: BaseException | None) -> None:
+    """Let go of what the frames of an error hold: objects of the module end in its thread."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _number(version: bytes) -> tuple[int, bytes]:

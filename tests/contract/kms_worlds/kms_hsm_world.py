@@ -6,17 +6,20 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pkcs11
 from kms_world import World, missing
 from pkcs11 import Attribute, KeyType, ObjectClass
 
 from workers.kms.base import DEADLINE_S
-from workers.kms.pkcs11 import Pkcs11Config, Pkcs11Kms
+from workers.kms.pkcs11 import ModuleThread, Pkcs11Config, Pkcs11Kms
+
+T = TypeVar("T")
 
 TOKEN, PIN, OFFICER_PIN = "contract token", "user-pin-of-the-tests", "officer-pin"
 _FOLDERS = (
@@ -74,9 +77,13 @@ class HsmWorld(World):
         wanted = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: name}
         return list(session.get_objects(wanted))
 
+    async def do(self, work: Callable[[], T]) -> T:
+        """Use the module where the client under test does: in its thread."""
+        return await asyncio.wrap_future(ModuleThread.of(self.module).submit(work))
+
     async def make_key(self) -> str:
         name = f"key-{os.urandom(4).hex()}"
-        await asyncio.to_thread(self._generate, name, 1)
+        await self.do(lambda: self._generate(name, 1))
         return name
 
     async def rotate(self, key_id: str) -> None:
@@ -84,7 +91,8 @@ class HsmWorld(World):
             with self.session() as session:
                 return len(self._found(session, key_id))
 
-        await asyncio.to_thread(self._generate, key_id, await asyncio.to_thread(count) + 1)
+        number = await self.do(count) + 1
+        await self.do(lambda: self._generate(key_id, number))
 
     async def lose(self, key_id: str) -> None:
         def destroy() -> None:
@@ -92,7 +100,7 @@ class HsmWorld(World):
                 for key in self._found(session, key_id):
                     key.destroy()
 
-        await asyncio.to_thread(destroy)
+        await self.do(destroy)
 
 
 def find_module() -> Path:
@@ -102,24 +110,31 @@ def find_module() -> Path:
     return present or missing("SoftHSM2 (Debian: apt-get install softhsm2)")
 
 
-@asynccontextmanager
-async def start(folder: Path) -> AsyncIterator[HsmWorld]:
+def _make_token(folder: Path) -> HsmWorld:
+    """Make the one token of this process: the library reads its configuration only once."""
     module, tool = find_module(), shutil.which("softhsm2-util")
     if tool is None:
         missing("softhsm2-util (Debian: apt-get install softhsm2)")
-    home = folder / "softhsm"
-    (home / "tokens").mkdir(parents=True)
-    config = home / "softhsm2.conf"
-    config.write_text(f"directories.tokendir = {home / 'tokens'}\nobjectstore.backend = file\n")
-    # The library reads it once in a process.
+    (folder / "tokens").mkdir(parents=True)
+    config = folder / "softhsm2.conf"
+    config.write_text(f"directories.tokendir = {folder / 'tokens'}\nobjectstore.backend = file\n")
     os.environ["SOFTHSM2_CONF"] = str(config)
-    await asyncio.to_thread(
-        subprocess.run,
+    subprocess.run(
         [tool, "--init-token", "--free", "--label", TOKEN, "--pin", PIN, "--so-pin", OFFICER_PIN],
         check=True,
         capture_output=True,
     )
-    world = HsmWorld(module)
-    for name in (world.one, world.two):
-        await asyncio.to_thread(world._generate, name, 1)
-    yield world
+    return HsmWorld(module)
+
+
+_MADE: list[HsmWorld] = []
+
+
+@asynccontextmanager
+async def start(folder: Path) -> AsyncIterator[HsmWorld]:
+    if not _MADE:
+        world = await asyncio.to_thread(_make_token, folder / "softhsm")
+        for name in (world.one, world.two):
+            await world.do(partial(world._generate, name, 1))
+        _MADE.append(world)
+    yield _MADE[0]
