@@ -16,19 +16,30 @@ class SealedValue(Request, frozen=True, kw_only=True):
 
     `key_id`: which of the recipient's keys. `suite`: 1 X25519, 2 MLKEM768-X25519. `index` is
     absent where the recipient is not an index's key (the key service, a caller's reply key).
+    `sealed`: the HPKE ciphertext; or, with `shared`, a message sealed under the key that `shared`
+    is the HPKE ciphertext of, and that other messages may share.
     """
 
     index: IndexField | None = None
     key_id: Hex16Field
     suite: Annotated[int, Meta(ge=1, le=255)]
     sealed: Base64
+    shared: Base64 | None = None
 
     def __post_init__(self) -> None:
         decode_base64(self.sealed, "sealed")
+        if self.shared is not None:
+            decode_base64(self.shared, "shared")
 
     @classmethod
     def of(
-        cls, sealed: bytes, *, key_id: bytes, suite: int, index: str | None = None
+        cls,
+        sealed: bytes,
+        *,
+        key_id: bytes,
+        suite: int,
+        index: str | None = None,
+        shared: bytes | None = None,
     ) -> SealedValue:
         """Wrap a ciphertext; `key_id` is 16 bytes."""
         return cls(
@@ -36,11 +47,16 @@ class SealedValue(Request, frozen=True, kw_only=True):
             key_id=key_id.hex(),
             suite=suite,
             sealed=encode_base64(sealed),
+            shared=None if shared is None else encode_base64(shared),
         )
 
     def ciphertext(self) -> bytes:
-        """Return the HPKE ciphertext (encapsulated key and sealed message)."""
+        """Return the bytes of `sealed`."""
         return decode_base64(self.sealed, "sealed")
+
+    def shared_bytes(self) -> bytes | None:
+        """Return the bytes of `shared`, None without it."""
+        return None if self.shared is None else decode_base64(self.shared, "shared")
 
     def key_id_bytes(self) -> bytes:
         """Return the 16 bytes of the key id."""

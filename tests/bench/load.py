@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -23,9 +24,11 @@ from schemas.event import IndexEvent
 from schemas.ingest import IngestRequest
 from schemas.topics import INDEX_EVENT, INGEST_RESULT, PLAINTEXT_INGEST, TopicSpec
 from schemas.values import Vector
+from workers.client import connection
 from workers.client.connection import Connection
 from workers.client.session import Protection, Secrets, Session
 from workers.crypto.info import Info
+from workers.crypto.together import TOGETHER
 from workers.kafka.broker import Broker, Headers, Producer, TopicReader
 from workers.kafka.open import open_broker
 from workers.leases.directory import KeyDirectory
@@ -77,21 +80,31 @@ class Encoder:
         self._topic = self._connection.topic(PLAINTEXT_INGEST)
 
     async def encode(self, operations: Iterable[dict[str, Any]]) -> list[Message]:
-        """Encode bodies without `v`, `index` and `auth`."""
-        return [await self._one(operation) for operation in operations]
+        """Encode bodies without `v`, `index` and `auth`, as the client does for many."""
+        messages: list[Message] = []
+        waiting = iter(operations)
+        while some := list(islice(waiting, TOGETHER)):
+            messages += await self._some(some)
+        return messages
 
-    async def _one(self, operation: dict[str, Any]) -> Message:
-        session, index, doc_id = self._connection.session, self._index, operation["id"]
-        body = {"v": 1, "index": index, "auth": to_plain(session.auth(index)), **operation}
+    async def _some(self, operations: Sequence[dict[str, Any]]) -> list[Message]:
+        session, index = self._connection.session, self._index
+        auth = to_plain(session.auth(index))
+        bodies = [{"v": 1, "index": index, "auth": auth, **one} for one in operations]
         if session.protection == "plain":
-            return Message(f"{index}/{doc_id}".encode(), orjson.dumps(body), ())
-        body |= {"message_id": str(uuid4()), "issued_ms": int(time.time() * 1000)}
-        value = encode(convert(IngestRequest, body))
-        key = session.routing_key(index, doc_id)
-        value, headers = await self._connection.headers(
-            Info.INGEST_VALUE, index, self._topic, key, value
-        )
-        return Message(key, value, headers)
+            return [
+                Message(f"{index}/{one['id']}".encode(), orjson.dumps(one), ()) for one in bodies
+            ]
+        plain = []
+        for one in bodies:
+            one |= {"message_id": str(uuid4()), "issued_ms": int(time.time() * 1000)}
+            value = encode(convert(IngestRequest, one))
+            plain.append(connection.Message(index, session.routing_key(index, one["id"]), value))
+        done = await self._connection.protect(Info.INGEST_VALUE, self._topic, plain)
+        return [
+            Message(one.key, value, headers)
+            for one, (value, headers) in zip(plain, done, strict=True)
+        ]
 
 
 def mail_operations(mails: Mails) -> list[dict[str, Any]]:

@@ -10,7 +10,9 @@ import pytest
 from pipeline_kit import GROUP_A, INDEX_GROUP, INGEST_GROUP, Caller, Pipeline, identity
 
 from schemas.auth import Scope
+from schemas.codec import decode
 from schemas.errors import ErrorCode
+from schemas.sealed import SealedValue
 from schemas.topics import (
     CONTENT_SEALED,
     HEADER_REPLAY,
@@ -20,16 +22,17 @@ from schemas.topics import (
     PLAINTEXT_INGEST,
 )
 from schemas.update import decode_envelope, encode_envelope
-from schemas.values import decode_base64, encode_base64
+from schemas.values import encode_base64
 from workers.chain.retain import RETENTION_MS
 from workers.crypto.hpke import HpkePrivateKey, HpkeSuite
-from workers.crypto.info import Info, info
+from workers.crypto.info import Info
 from workers.crypto.sign import SigningKey
 from workers.errors import Damaged, Fenced, Retry
 from workers.index.handler import IndexHandler
 from workers.ingest import publish
 from workers.kafka.broker import TP, Record
 from workers.leases.credential import seal_value, sign_message
+from workers.objects.results import open_result
 from workers.storage import layout
 
 
@@ -471,11 +474,14 @@ async def test_sealed_messages_and_sealed_results() -> None:
     answers = world.broker.records(INGEST_RESULT)
     opened = []
     for record in answers:
-        sealed = msgspec.json.decode(record.value or b"")
-        assert set(sealed) == {"v", "key_id", "suite", "sealed"}
-        plain = reply.open(
-            info(Info.INGEST_RESULT, "i", "secret-id"), decode_base64(sealed["sealed"])
-        )
+        assert set(msgspec.json.decode(record.value or b"")) == {
+            "v",
+            "key_id",
+            "suite",
+            "sealed",
+            "shared",
+        }
+        plain = open_result(reply, decode(SealedValue, record.value), "i", "secret-id")
         opened.append(msgspec.json.decode(plain)["status"])
     assert sorted(opened) == ["accepted", "rejected"]
     keys = world.store.keys()

@@ -257,6 +257,73 @@ def signature_vectors():
     }
 
 
+def together_vectors():
+    """Signatures of five messages together: a tree of three levels, with empty places."""
+    key = Ed25519PrivateKey.from_private_bytes(pattern("signing seed", 32))
+    messages = [[f"key {n}".encode(), f"value {n}", n] for n in range(5)]
+    level = [hashlib.sha256(b"\x00" + lp(*parts)).digest() for parts in messages]
+    ways = [b"" for _ in messages]
+    for height in range(3):
+        level += [bytes(32)] * (len(level) % 2)
+        ways = [way + level[(place >> height) ^ 1] for place, way in enumerate(ways)]
+        level = [
+            hashlib.sha256(b"\x01" + level[i] + level[i + 1]).digest()
+            for i in range(0, len(level), 2)
+        ]
+    signature = key.sign(lp("sealstream/1", "sign", "ingest-result", "together", level[0]))
+    return {
+        "seed": pattern("signing seed", 32).hex(),
+        "domain": "ingest-result",
+        "root": level[0].hex(),
+        "messages": [
+            {
+                "parts": [{"bytes": parts[0].hex()}, {"text": parts[1]}, {"int": parts[2]}],
+                "signature": (signature + bytes([place]) + way).hex(),
+            }
+            for place, (parts, way) in enumerate(zip(messages, ways, strict=True))
+        ],
+    }
+
+
+def shared_vectors():
+    """Two messages under one encapsulation."""
+    raw = hkdf_expand(pattern("hpke seed", 32), b"sealstream/1 hpke seed" + lp(1, "label"), 32)
+    private = X25519PrivateKey.from_private_bytes(raw)
+    info = lp("sealstream/1", "hpke", "value-key", "acme/docs", pattern("key id", 16))
+    key = pattern("shared key", 32)
+    shared = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM).encrypt(
+        key, private.public_key(), info
+    )
+    context = lp("acme/docs", pattern("key id", 16))
+    messages = [
+        (
+            plaintext,
+            sealed_object(
+                key,
+                pattern(f"shared salt {n}", 32),
+                plaintext,
+                purpose=11,
+                uid=b"",
+                oid=context,
+                ad=b"",
+                key_id=bytes(16),
+                generation=0,
+            ),
+        )
+        for n, plaintext in enumerate((b"", b"one message"))
+    ]
+    return {
+        "suite": 1,
+        "private": raw.hex(),
+        "index": "acme/docs",
+        "key_id": pattern("key id", 16).hex(),
+        "shared": shared.hex(),
+        "messages": [
+            {"plaintext": plaintext.hex(), "sealed": sealed.hex()} for plaintext, sealed in messages
+        ],
+    }
+
+
 def wrap_vectors():
     kek, key = pattern("kek", 32), pattern("wrapped key", 32)
     return {
@@ -333,6 +400,8 @@ GOLDEN = {
     "nodes": node_vectors,
     "hpke": hpke_vectors,
     "signatures": signature_vectors,
+    "together": together_vectors,
+    "shared": shared_vectors,
     "key_wrap": wrap_vectors,
     "local_kms": local_kms_vectors,
     "bound_kms": bound_kms_vectors,

@@ -19,7 +19,9 @@ from workers.crypto.hpke import HpkePrivateKey, HpkePublicKey, HpkeSuite, open_w
 from workers.crypto.info import Info, info
 from workers.crypto.lp import lp, unlp
 from workers.crypto.seal import SealPurpose, open_sealed
+from workers.crypto.shared import open_shared
 from workers.crypto.sign import SigningKey, VerifyKey, fingerprint
+from workers.crypto.together import sign_together, verify
 from workers.kms.base import context_bytes
 from workers.kms.binding import KeyVersion, open_bound, split
 from workers.kms.local import LocalKms
@@ -133,6 +135,28 @@ def test_signatures(golden: Golden) -> None:
     parts = parts_of(v["parts"])
     assert key.sign(Info(v["domain"]), *parts).hex() == v["signature"]
     key.public.verify(unhex(v["signature"]), Info(v["domain"]), *parts)
+
+
+def test_signatures_together(golden: Golden) -> None:
+    v = golden("together")
+    key, domain = SigningKey.from_seed(unhex(v["seed"])), Info(v["domain"])
+    messages = [tuple(parts_of(one["parts"])) for one in v["messages"]]
+    made = sign_together(key, domain, messages)
+    assert [one.hex() for one in made] == [one["signature"] for one in v["messages"]]
+    key.public.verify(made[0][:64], domain, "together", unhex(v["root"]))
+    for parts, signature in zip(messages, made, strict=True):
+        verify(key.public, signature, domain, *parts)
+
+
+def test_shared_encapsulation(golden: Golden) -> None:
+    v = golden("shared")
+    private = HpkePrivateKey(HpkeSuite(v["suite"]), unhex(v["private"]))
+    key_id = unhex(v["key_id"])
+    about, context = info(Info.VALUE_KEY, v["index"], key_id), lp(v["index"], key_id)
+    for one in v["messages"]:
+        sealed = unhex(one["sealed"])
+        opened = open_shared(private, about, unhex(v["shared"]), sealed, context)
+        assert opened.hex() == one["plaintext"]
 
 
 def test_key_wrap(golden: Golden) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
@@ -26,10 +28,20 @@ from workers.errors import Reject, Retry
 from workers.kafka.broker import Broker, Delivered, Headers, Producer, Record
 from workers.leases.credential import HEADER_AUTH, seal_value
 from workers.leases.directory import IndexEntry, KeyDirectory
+from workers.objects.results import open_result
 from workers.settings import Settings
 
 JSON_HEADERS: Final[Headers] = ((HEADER_CONTENT_TYPE, CONTENT_JSON.encode()),)
 SEALED_HEADERS: Final[Headers] = ((HEADER_CONTENT_TYPE, CONTENT_SEALED.encode()),)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message before it is protected: for which index, its record's key, its JSON."""
+
+    index: str
+    key: bytes
+    value: bytes
 
 
 class Connection:
@@ -65,34 +77,48 @@ class Connection:
             entry = self.directory.index(name)
         return entry
 
-    async def headers(
-        self, kind: Info, index: str, topic: str, key: bytes, value: bytes
-    ) -> tuple[bytes, Headers]:
-        """Protect a message as the session says.
+    async def protect(
+        self, kind: Info, topic: str, messages: Sequence[Message]
+    ) -> list[tuple[bytes, Headers]]:
+        """Protect messages as the session says; several at once cost much less each.
 
         Args:
             kind: `Info.INGEST_VALUE` or `Info.QUERY_VALUE`.
-            index: whom the message is for.
-            topic: where it will be produced.
-            key: of the record.
-            value: the JSON message, with its credential.
+            topic: where they will be produced.
+            messages: any number.
 
         Returns:
-            The value to produce, and its headers.
+            The value to produce, and its headers, for each.
 
         Raises:
             Reject: UNKNOWN_INDEX.
         """
-        headers = JSON_HEADERS
-        if self.session.protection == "sealed":
-            entry = await self.index(index)
-            public = entry.ingest_pub if kind is Info.INGEST_VALUE else entry.query_pub
-            value = seal_value(kind, public, index, value)
-            auth = self.session.auth(index).sealed or ""
-            headers = (*SEALED_HEADERS, (HEADER_AUTH, auth.encode()))
-        if self.session.protection != "plain":
-            headers = (*headers, (HEADER_SIGNATURE, self.session.sign(topic, key, value)))
-        return value, headers
+        protection = self.session.protection
+        if protection == "plain":
+            return [(one.value, JSON_HEADERS) for one in messages]
+        values = [one.value for one in messages]
+        headers = [JSON_HEADERS] * len(messages)
+        if protection == "sealed":
+            values = [await self._seal(kind, one) for one in messages]
+            headers = [self._sealed_headers(one.index) for one in messages]
+        records = [(one.key, value) for one, value in zip(messages, values, strict=True)]
+        signatures = self.session.sign(topic, records)
+        return [
+            (value, (*head, (HEADER_SIGNATURE, signature)))
+            for value, head, signature in zip(values, headers, signatures, strict=True)
+        ]
+
+    async def _seal(self, kind: Info, message: Message) -> bytes:
+        entry = await self.index(message.index)
+        if kind is Info.INGEST_VALUE:
+            return self.session.seal_ingest(entry.ingest_pub, message.index, message.value)
+        return seal_value(kind, entry.query_pub, message.index, message.value)
+
+    def _sealed_headers(self, index: str) -> Headers:
+        if not self.session.holds_key:
+            return SEALED_HEADERS
+        auth = self.session.auth(index).sealed or ""
+        return (*SEALED_HEADERS, (HEADER_AUTH, auth.encode()))
 
     async def send(self, topic: str, key: bytes, value: bytes, headers: Headers) -> Delivered:
         """Produce one record and wait until it is durable. Raises Retry, Reject."""
@@ -106,9 +132,12 @@ class Connection:
         """
         if not is_sealed(record):
             raise Reject(ErrorCode.INVALID_MESSAGE, "a result is in clear that should be sealed")
+        reply = self.session.reply_key
         try:
             sealed = decode(SealedValue, record.value)
-            return self.session.reply_key.open(info(kind, *context), sealed.ciphertext())
+            if sealed.shared is not None and kind is Info.INGEST_RESULT:
+                return open_result(reply, sealed, *map(str, context))
+            return reply.open(info(kind, *context), sealed.ciphertext())
         except (InvalidMessage, CryptoError) as error:
             raise Reject(
                 ErrorCode.INVALID_MESSAGE, "a result does not open with this session's reply key"

@@ -11,19 +11,29 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, Literal, TypeAlias
 
 from schemas.codec import convert, decode, encode, to_plain
-from schemas.errors import ErrorCode, InvalidMessage
+from schemas.errors import ErrorCode, ErrorInfo, InvalidMessage
 from schemas.event import IndexEvent
 from schemas.ingest import IngestOp, IngestRequest, IngestResult
 from schemas.position import Position
 from schemas.topics import INDEX_EVENT, INGEST_RESULT, PLAINTEXT_INGEST
-from workers.client.connection import Connection, check_open, new_id, plain_json, timed_out
+from workers.client.connection import (
+    Connection,
+    Message,
+    check_open,
+    new_id,
+    plain_json,
+    timed_out,
+)
 from workers.client.replies import Listener
 from workers.crypto.info import Info
+from workers.crypto.together import TOGETHER
 from workers.errors import Reject
-from workers.kafka.broker import Delivered, Record
+from workers.kafka.broker import Delivered, Headers, Record
 from workers.leases.grant import denial
 from workers.leases.signed import verify_record
 
@@ -61,6 +71,15 @@ class Submitted:
             return False
         place = (result.source.partition, result.source.offset)
         return sent.exception() is None and sent.result() == place
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """An operation before it is protected."""
+
+    message_id: str
+    id: str
+    message: Message
 
 
 class Ingestor:
@@ -119,6 +138,13 @@ class Ingestor:
             Reject: UNKNOWN_INDEX. Retry: the broker cannot be reached.
         """
         await self.start()
+        made = self._make(operation)
+        [(value, headers)] = await self._connection.protect(
+            Info.INGEST_VALUE, self._topic, [made.message]
+        )
+        return await self._send(made, value, headers)
+
+    def _make(self, operation: dict[str, Any]) -> _Made:
         session = self._connection.session
         message_id = new_id()
         index = str(operation.get("index", ""))
@@ -135,11 +161,12 @@ class Ingestor:
         )
         sealed = session.protection == "sealed"
         key = session.routing_key(index, request.id) if sealed else f"{index}/{request.id}".encode()
-        value, headers = await self._connection.headers(
-            Info.INGEST_VALUE, index, self._topic, key, encode(request)
-        )
+        return _Made(message_id, request.id, Message(index, key, encode(request)))
+
+    async def _send(self, made: _Made, value: bytes, headers: Headers) -> tuple[str, Submitted]:
         check_open(closed=self._closed)
-        submitted = Submitted(index, request.id, key)
+        message_id, key = made.message_id, made.message.key
+        submitted = Submitted(made.message.index, made.id, key)
         self._waiting.setdefault(key, {})[message_id] = submitted
         try:
             submitted.delivered = await self._connection.producer.send(
@@ -203,7 +230,9 @@ class Ingestor:
                     operation = await source.next(settling or first, timeout_s)
                     idle = operation is None
                     if operation is not None:
-                        under_way.append(await self._try_submit(operation))
+                        space = in_flight - len(under_way) - len(batch)
+                        more = source.at_once(min(space, TOGETHER) - 1)
+                        await self._submit_all([operation, *more], under_way)
                 elif settling is not None:
                     await asyncio.wait((settling,))
                 if settling is not None and settling.done():
@@ -219,27 +248,29 @@ class Ingestor:
             for message_id, submitted in (*batch, *under_way):
                 self._forget(submitted.key, message_id)
 
-    async def _try_submit(self, operation: dict[str, Any]) -> tuple[str, Submitted]:
-        """Produce one operation; what is wrong with this one alone becomes its answer."""
-        try:
-            return await self.submit(operation)
-        except InvalidMessage as error:
-            info = error.info()
-        except Reject as error:
-            if error.code is not ErrorCode.TOO_LARGE:
-                raise
-            info = error.info()
-        op = operation.get("op")
-        refused = IngestResult(
-            index=str(operation.get("index", "")),
-            id=str(operation.get("id", "")),
-            op=IngestOp(op) if op in list(IngestOp) else IngestOp.UPSERT,
-            status="rejected",
-            error=info,
-        )
-        submitted = Submitted(refused.index, refused.id, b"")
-        submitted.answer.set_result(refused)
-        return "", submitted
+    async def _submit_all(
+        self, operations: Sequence[dict[str, Any]], under_way: deque[tuple[str, Submitted]]
+    ) -> None:
+        """Produce operations, in order; what is wrong with one alone becomes its answer."""
+        await self.start()
+        made: list[_Made | Submitted] = []
+        for operation in operations:
+            try:
+                made.append(self._make(operation))
+            except InvalidMessage as error:
+                made.append(_refused(operation, error.info()))
+        messages = [one.message for one in made if isinstance(one, _Made)]
+        protected = iter(await self._connection.protect(Info.INGEST_VALUE, self._topic, messages))
+        for operation, one in zip(operations, made, strict=True):
+            if isinstance(one, Submitted):
+                under_way.append(("", one))
+                continue
+            try:
+                under_way.append(await self._send(one, *next(protected)))
+            except Reject as error:
+                if error.code is not ErrorCode.TOO_LARGE:
+                    raise
+                under_way.append(("", _refused(operation, error.info())))
 
     async def searchable(self, index: str, position: Position, timeout_s: float) -> None:
         """Wait until a shard has applied a position.
@@ -341,6 +372,21 @@ async def _answered(submitted: Submitted, timeout_s: float) -> IngestResult:
         raise timed_out("ingest-result", timeout_s) from None
 
 
+def _refused(operation: dict[str, Any], error: ErrorInfo) -> Submitted:
+    """Return an operation that was answered here, before it was sent."""
+    op = operation.get("op")
+    refused = IngestResult(
+        index=str(operation.get("index", "")),
+        id=str(operation.get("id", "")),
+        op=IngestOp(op) if op in list(IngestOp) else IngestOp.UPSERT,
+        status="rejected",
+        error=error,
+    )
+    submitted = Submitted(refused.index, refused.id, b"")
+    submitted.answer.set_result(refused)
+    return submitted
+
+
 def _furthest(results: Sequence[IngestResult]) -> dict[tuple[str, int], Position]:
     """Return the furthest position of each index and shard."""
     found: dict[tuple[str, int], Position] = {}
@@ -394,6 +440,14 @@ class _Source:
             operation = coming.result()
         self.ended = operation is None
         return operation
+
+    def at_once(self, limit: int) -> list[dict[str, Any]]:
+        """Return up to `limit` operations that nobody has to wait for."""
+        if self._slow is not None or self.ended:
+            return []
+        found = list(islice(self._quick, limit))
+        self.ended = len(found) < limit
+        return found
 
     async def aclose(self) -> None:
         """Ask for no more."""

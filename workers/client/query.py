@@ -13,7 +13,7 @@ from schemas.errors import ErrorCode, InvalidMessage
 from schemas.ingest import IngestResult
 from schemas.query import QueryRequest, QueryResult
 from schemas.topics import HEADER_REPLY, QUERY_REQUEST, QUERY_RESULT
-from workers.client.connection import Connection, check_open, is_sealed, new_id, timed_out
+from workers.client.connection import Connection, Message, check_open, is_sealed, new_id, timed_out
 from workers.client.replies import Listener
 from workers.crypto.info import Info
 from workers.errors import Reject
@@ -111,8 +111,8 @@ class Querier:
             plain["min_position"] = _positions(after)
         request = convert(QueryRequest, plain)
         key = f"{index}#{random.randrange(self._fanout)}".encode()  # noqa: S311 - spreads load
-        value, headers = await self._connection.headers(
-            Info.QUERY_VALUE, index, self._topic, key, encode(request)
+        [(value, headers)] = await self._connection.protect(
+            Info.QUERY_VALUE, self._topic, [Message(index, key, encode(request))]
         )
         if session.protection == "sealed":
             # A worker that cannot open the request can only answer by what stands outside.

@@ -18,12 +18,12 @@ from schemas.auth import Auth, Credential, Scope
 from schemas.errors import ErrorCode
 from schemas.ids import IndexName
 from schemas.values import encode_base64
-from workers.crypto.hpke import HpkePrivateKey, HpkeSuite
+from workers.crypto.hpke import HpkePrivateKey, HpkePublicKey, HpkeSuite
 from workers.crypto.lp import lp
 from workers.crypto.secret import SecretBytes
 from workers.crypto.sign import SigningKey
 from workers.errors import Reject
-from workers.leases.credential import Proof, seal_credential, sign_message
+from workers.leases.credential import IngestSealer, Proof, seal_credential, sign_messages
 from workers.leases.directory import KeyDirectory
 
 Protection = Literal["sealed", "signed", "plain"]
@@ -33,6 +33,9 @@ Protection = Literal["sealed", "signed", "plain"]
 
 CREDENTIAL_LIFE_S: Final = 3600
 _RENEW_BEFORE_S: Final = 120
+SHARED_MESSAGES: Final = 4096
+"""Messages that share one encapsulation at most, and for how many seconds."""
+SHARE_S: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,16 @@ class _Made:
     sealed_to: bytes
 
 
+@dataclass(slots=True)
+class _Sealing:
+    """An encapsulation in use, until when, and for how many messages more."""
+
+    sealer: IngestSealer
+    public: HpkePublicKey
+    until_s: float
+    left: int
+
+
 class Session:
     """Keys and credentials of one client.
 
@@ -100,6 +113,7 @@ class Session:
         self.reply_key = HpkePrivateKey.generate(suite)
         self.reply_public = encode_base64(self.reply_key.public.encode())
         self._made: dict[str, _Made] = {}
+        self._sealers: dict[str, _Sealing] = {}
         # Equal for every client with the same secret, so that all of them put one document on one
         # partition; says nothing about the document to who lacks the secret.
         if secrets.user_key is not None:
@@ -143,13 +157,40 @@ class Session:
             )
         return AdminAuth(token=self._secrets.token, index_key=index_key)
 
-    def sign(self, topic: str, key: bytes | None, value: bytes) -> bytes:
-        """Return the value of the header `sealstream-sig` for a record as it will be produced."""
-        return sign_message(self._key, topic, key, value)
+    @property
+    def holds_key(self) -> bool:
+        """Whether it brings a key of its own, without which an index may not be open to workers."""
+        return self._secrets.index_key is not None or self._secrets.user_key is not None
+
+    def sign(self, topic: str, records: Sequence[tuple[bytes | None, bytes]]) -> list[bytes]:
+        """Return the value of the header `sealstream-sig` for records as they will be produced.
+
+        Args:
+            topic: with prefix.
+            records: key and value of each.
+        """
+        return sign_messages(self._key, topic, records)
+
+    def seal_ingest(self, public: HpkePublicKey, index: str, message: bytes) -> bytes:
+        """Seal a message of plaintext-ingest; many share one encapsulation for a while.
+
+        Args:
+            public: the index's ingest key.
+            index: its name.
+            message: JSON.
+        """
+        made = self._sealers.get(index)
+        if made is None or made.public != public or not made.left or made.until_s <= time.time():
+            sealer = IngestSealer(public, index)
+            made = _Sealing(sealer, public, time.time() + SHARE_S, SHARED_MESSAGES)
+            self._sealers[index] = made
+        made.left -= 1
+        return made.sealer.value(message)
 
     def proof(self, topic: str) -> Proof | None:
         """Return what proves this session for a tool that reads as a worker, without a message."""
-        return Proof.made(self.sign(topic, None, b""), None, b"")
+        [signature] = self.sign(topic, [(None, b"")])
+        return Proof.made(signature, None, b"")
 
     def routing_key(self, index: str, doc_id: str) -> bytes:
         """Return the Kafka key of a sealed operation on a document: stable, and telling nothing."""

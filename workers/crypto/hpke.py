@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from enum import IntEnum, unique
 
 from cryptography.exceptions import InvalidTag
@@ -35,11 +36,12 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from workers.crypto.errors import InvalidKey, OpenFailed
 from workers.crypto.lp import lp
-from workers.crypto.secret import Key, key_view
+from workers.crypto.secret import Key, SecretBytes, key_view
 
 _MLKEM_SEED = 64
 _MLKEM_PUBLIC = 1184
 _X25519 = 32
+_REMEMBERED = 256
 # A point of low order gives no secret with this private key, as with any other.
 _PROBE = X25519PrivateKey.from_private_bytes(bytes(_X25519))
 
@@ -137,7 +139,7 @@ class HpkePrivateKey:
     OpenSSL's copy of it cannot be wiped from Python, only dropped.
     """
 
-    __slots__ = ("_key", "public", "suite")
+    __slots__ = ("_key", "_opened", "_opening", "public", "suite")
 
     def __init__(self, suite: HpkeSuite, raw: Key) -> None:
         """Load a raw private key: 32 bytes for X25519, 96 for the hybrid.
@@ -155,6 +157,8 @@ class HpkePrivateKey:
             public = mlkem.public_key().public_bytes_raw() + public
             self._key = MLKEM768X25519PrivateKey(mlkem, x25519)
         self.public = HpkePublicKey(suite, public)
+        self._opened: dict[bytes, SecretBytes] = {}
+        self._opening = threading.Lock()
 
     @classmethod
     def generate(cls, suite: HpkeSuite = DEFAULT_SUITE) -> HpkePrivateKey:
@@ -187,6 +191,22 @@ class HpkePrivateKey:
             return _SUITES[self.suite].decrypt(ciphertext, self._key, info)
         except (InvalidTag, ValueError) as exc:
             raise OpenFailed("a sealed message does not open") from exc
+
+    def open_again(self, info: bytes, ciphertext: bytes) -> SecretBytes:
+        """Open as `open`, and remember it while this key lives: the newest `_REMEMBERED`.
+
+        For keys that come with many messages (`shared.py`). Raises as `open`.
+        """
+        name = hashlib.sha256(lp(info, ciphertext)).digest()
+        with self._opening:
+            found = self._opened.get(name)
+        if found is None:
+            found = SecretBytes(self.open(info, ciphertext))
+            with self._opening:
+                while len(self._opened) >= _REMEMBERED:
+                    del self._opened[next(iter(self._opened))]
+                self._opened[name] = found
+        return found
 
     def __repr__(self) -> str:
         return f"HpkePrivateKey(public={self.public!r})"

@@ -9,6 +9,7 @@ HPKE (`info(Info.X, *context)`):
     name           sealed to             plaintext                   context
     CREDENTIAL     key service           credential in `auth.sealed` index name
     INGEST_VALUE   index's ingest key    plaintext-ingest value      index name, key id
+    VALUE_KEY      index's ingest key    key of several such values  index name, key id
     QUERY_VALUE    index's query key     query-request value         index name, key id
     UPDATE         index's update key    key of an update batch      index uid, shard, generation
     PACK           index's object key    key of a pack's records     index uid, generation, pack uid
@@ -20,6 +21,7 @@ HPKE (`info(Info.X, *context)`):
     ADMIN_RESULT   caller's reply key    admin-result                request id
     QUERY_RESULT   caller's reply key    query-result                request id
     INGEST_RESULT  producer's reply key  ingest-result               index name, id
+    RESULT_KEY     producer's reply key  key of several such results index name
 
 Signatures (`SigningKey.sign(Info.X, *parts)`; of MESSAGE and INGEST_RESULT also several together,
 `together.py`, over "together" and the root of their tree):
@@ -58,6 +60,7 @@ class Info(StrEnum):
 
     CREDENTIAL = "credential"
     INGEST_VALUE = "ingest-value"
+    VALUE_KEY = "value-key"
     QUERY_VALUE = "query-value"
     UPDATE = "update"
     PACK = "pack"
@@ -69,6 +72,7 @@ class Info(StrEnum):
     ADMIN_RESULT = "admin-result"
     QUERY_RESULT = "query-result"
     INGEST_RESULT = "ingest-result"
+    RESULT_KEY = "result-key"
     MESSAGE = "message"
     CERTIFICATE = "certificate"
     DIRECTORY = "directory"

@@ -116,6 +116,7 @@ class SealPurpose(IntEnum):
     DELETES = 8
     CENTROIDS = 9
     VOCABULARY = 10
+    MESSAGE = 11
     ENVELOPE = 20
     TAG = 21
     DEK = 22

@@ -33,6 +33,8 @@ from schemas.values import encode_base64
 from workers.crypto.errors import CryptoError
 from workers.crypto.hpke import HpkePrivateKey, HpkePublicKey, key_id
 from workers.crypto.info import Info, info
+from workers.crypto.lp import lp
+from workers.crypto.shared import SharedSeal, open_shared
 from workers.crypto.sign import SigningKey, VerifyKey
 from workers.crypto.together import is_signature, sign_together, verify
 from workers.errors import Reject
@@ -198,16 +200,50 @@ def seal_value(kind: Info, public: HpkePublicKey, index: str, message: bytes) ->
     return encode(SealedValue.of(sealed, key_id=name, suite=public.suite, index=index))
 
 
+class IngestSealer:
+    """Seals messages of plaintext-ingest to one index under one encapsulation (`shared.py`)."""
+
+    def __init__(self, public: HpkePublicKey, index: str) -> None:
+        """Encapsulate.
+
+        Args:
+            public: `IndexEntry.ingest_pub`.
+            index: its name.
+        """
+        self.key_id = key_id(public)
+        self._index = index
+        self._seal = SharedSeal(public, info(Info.VALUE_KEY, index, self.key_id))
+        self._context = lp(index, self.key_id)
+
+    def value(self, message: bytes) -> bytes:
+        """Return the value of a sealed record: as `seal_value` for `Info.INGEST_VALUE`."""
+        sealed = SealedValue.of(
+            self._seal.seal(message, self._context),
+            key_id=self.key_id,
+            suite=self._seal.public.suite,
+            index=self._index,
+            shared=self._seal.shared,
+        )
+        return encode(sealed)
+
+
 def open_value(kind: Info, private: HpkePrivateKey, value: SealedValue) -> bytes:
-    """Open a sealed message; the inverse of `seal_value`.
+    """Open a sealed message; the inverse of `seal_value`, and of `IngestSealer.value`.
 
     Raises:
         Reject: INVALID_MESSAGE, no index named, or it does not open.
     """
     if value.index is None:
         raise Reject(ErrorCode.INVALID_MESSAGE, "a sealed value names its index", field="index")
+    shared = value.shared_bytes()
+    if shared is not None and kind is not Info.INGEST_VALUE:
+        raise Reject(ErrorCode.INVALID_MESSAGE, "is for plaintext-ingest alone", field="shared")
+    name = value.key_id_bytes()
     try:
-        return private.open(info(kind, value.index, value.key_id_bytes()), value.ciphertext())
+        if shared is None:
+            return private.open(info(kind, value.index, name), value.ciphertext())
+        about, context = info(Info.VALUE_KEY, value.index, name), lp(value.index, name)
+        return open_shared(private, about, shared, value.ciphertext(), context)
     except CryptoError as error:
         raise Reject(
             ErrorCode.INVALID_MESSAGE, "the sealed value does not open", field="sealed"

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from schemas.auth import Scope
+from schemas.codec import decode
 from schemas.errors import ErrorCode, InvalidMessage
+from schemas.sealed import SealedValue
 from schemas.values import decode_base64
 from workers.client import session as session_module
 from workers.client.connection import plain_json
 from workers.client.session import CREDENTIAL_LIFE_S, Secrets, Session
 from workers.crypto.hpke import HpkePrivateKey, HpkeSuite, key_id
+from workers.crypto.info import Info
 from workers.crypto.secret import SecretBytes
 from workers.errors import Reject
-from workers.leases.credential import open_credential, verify_message
+from workers.leases.credential import open_credential, open_value, verify_message
 
 
 class Service:
@@ -113,12 +116,39 @@ def test_plain_shows_the_token(now):
 def test_messages_are_signed_by_the_session_key(now):
     service = Service()
     session = make(service)
-    signature = session.sign("t", b"k", b"v")
+    [signature] = session.sign("t", [(b"k", b"v")])
     cnf = decode_base64(opened(service, session, "a").cnf, "cnf")
     verify_message(cnf, signature, "t", b"k", b"v")
     for changed in (("u", b"k", b"v"), ("t", b"l", b"v"), ("t", b"k", b"w"), ("t", None, b"v")):
         with pytest.raises(Reject):
             verify_message(cnf, signature, *changed)
+
+
+def test_messages_share_an_encapsulation_for_a_while(now, monkeypatch):
+    monkeypatch.setattr(session_module, "SHARED_MESSAGES", 3)
+    session = make(Service())
+    keys = [HpkePrivateKey.generate(HpkeSuite.X25519) for _ in range(2)]
+
+    def shared(index: str = "a", key: int = 0) -> str:
+        value = decode(SealedValue, session.seal_ingest(keys[key].public, index, b"{}"))
+        assert open_value(Info.INGEST_VALUE, keys[key], value) == b"{}"
+        return value.shared
+
+    first = [shared() for _ in range(3)]
+    assert len(set(first)) == 1
+    assert shared() not in first
+    second = shared()
+    assert shared("b") != second
+    assert shared() == second
+    assert shared(key=1) != second
+    third = shared(key=1)
+    now.s += session_module.SHARE_S
+    assert shared(key=1) != third
+
+
+def test_only_who_brings_a_key_shows_its_credential_outside(now):
+    assert make(Service(), index_key=bytes(range(32))).holds_key
+    assert not make(Service()).holds_key
 
 
 @pytest.mark.parametrize("secret", [{"token": "one"}, {"index_key": bytes(32)}])

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
+from schemas.codec import decode
 from schemas.errors import ErrorCode
+from schemas.sealed import SealedValue
 from schemas.topics import CONTENT_SEALED, HEADER_CONTENT_TYPE, HEADER_SIGNATURE
 from workers.crypto.hpke import HpkePrivateKey, HpkeSuite
 from workers.crypto.info import Info
+from workers.errors import Reject
 from workers.ingest.incoming import (
     HEADER_REPLAY,
     Incoming,
@@ -17,7 +21,7 @@ from workers.ingest.incoming import (
     read,
 )
 from workers.kafka.broker import Headers, Record
-from workers.leases.credential import HEADER_AUTH, seal_value
+from workers.leases.credential import HEADER_AUTH, IngestSealer, open_value, seal_value
 
 KEY = HpkePrivateKey.generate(HpkeSuite.X25519)
 SEALED = (HEADER_CONTENT_TYPE, CONTENT_SEALED.encode())
@@ -67,6 +71,34 @@ def test_a_sealed_record_opens() -> None:
     opened = open_sealed(item, KEY)
     assert isinstance(opened, Incoming)
     assert (opened.request.id, opened.sealed) == ("a", True)
+
+
+def test_sealed_records_that_share_an_encapsulation_open() -> None:
+    sealer = IngestSealer(KEY.public, "i")
+    values = [sealer.value(message()) for _ in range(3)]
+    assert len({decode(SealedValue, value).shared for value in values}) == 1
+    for value in values:
+        item = read(record(b"i/" + b"0" * 32, value, (SEALED,)))
+        assert isinstance(item, SealedIncoming)
+        opened = open_sealed(item, KEY)
+        assert isinstance(opened, Incoming)
+        assert opened.request.id == "a"
+    # Neither for another index, nor by another key, nor with a part of another message.
+    sealed = decode(SealedValue, values[0])
+    stranger = IngestSealer(HpkePrivateKey.generate(HpkeSuite.X25519).public, "i")
+    for changed in (
+        {"index": "j"},
+        {"key_id": "00" * 16},
+        {"shared": decode(SealedValue, stranger.value(b"{}")).shared},
+        {"shared": None},
+        {"sealed": decode(SealedValue, IngestSealer(KEY.public, "j").value(message())).sealed},
+    ):
+        with pytest.raises(Reject) as refusal:
+            open_value(Info.INGEST_VALUE, KEY, msgspec.structs.replace(sealed, **changed))
+        assert refusal.value.code is ErrorCode.INVALID_MESSAGE
+    with pytest.raises(Reject) as refusal:
+        open_value(Info.QUERY_VALUE, KEY, sealed)
+    assert refusal.value.field == "shared"
 
 
 @pytest.mark.parametrize("key", [b"i/a", b"i/" + b"0" * 31, b"i/" + b"A" * 32, b"j/" + b"0" * 32])

@@ -6,6 +6,7 @@ from schemas.codec import decode
 from schemas.errors import ErrorCode
 from schemas.ingest import IngestOp, IngestResult
 from schemas.sealed import SealedValue
+from workers.crypto.errors import OpenFailed
 from workers.crypto.hpke import HpkePrivateKey, HpkeSuite, key_id
 from workers.crypto.info import Info, info
 from workers.crypto.sign import SigningKey
@@ -14,7 +15,13 @@ from workers.kafka.broker import Record
 from workers.leases.certificate import WorkerIdentity, issue_certificate
 from workers.leases.revocation import Revocations
 from workers.leases.signed import verify_record
-from workers.objects.results import Answer, Outgoing, decode_reply_key, encode_results
+from workers.objects.results import (
+    Answer,
+    Outgoing,
+    decode_reply_key,
+    encode_results,
+    open_result,
+)
 
 ISSUER = SigningKey.generate()
 SIGNER = SigningKey.generate()
@@ -24,6 +31,7 @@ WORKER = WorkerIdentity(
     ),
     SIGNER,
 )
+HPKE = HpkePrivateKey.generate(HpkeSuite.X25519)
 RESULT = IngestResult(index="i", id="secret", op=IngestOp.UPSERT, status="accepted")
 
 
@@ -58,9 +66,30 @@ def test_a_sealed_result_opens_for_the_producer_alone(suite: HpkeSuite) -> None:
     value = decode(SealedValue, out.value)
     assert value.index is None
     assert value.key_id_bytes() == key_id(reply.public)
-    plain = reply.open(info(Info.INGEST_RESULT, "i", "secret"), value.ciphertext())
-    assert decode(IngestResult, plain) == RESULT
+    assert decode(IngestResult, open_result(reply, value, "i", "secret")) == RESULT
     assert b"secret" not in out.value
+    for index, doc_id in (("i", "other"), ("j", "secret")):
+        with pytest.raises(OpenFailed):
+            open_result(reply, value, index, doc_id)
+
+
+def test_results_to_one_producer_share_their_encapsulation() -> None:
+    mine, other = (HpkePrivateKey.generate(HpkeSuite.X25519) for _ in range(2))
+    keys = [mine, mine, other, mine]
+    answers = [Answer(RESULT, b"i/%d" % n, key.public.encode()) for n, key in enumerate(keys)]
+    values = [decode(SealedValue, out.value) for out in encode_results(answers, WORKER)]
+    assert len({value.shared for value in values}) == 2
+    assert len({value.sealed for value in values}) == 4
+    for key, value in zip(keys, values, strict=True):
+        assert decode(IngestResult, open_result(key, value, "i", "secret")) == RESULT
+    with pytest.raises(OpenFailed):
+        open_result(other, values[0], "i", "secret")
+
+
+def test_a_result_that_is_sealed_directly_opens_too() -> None:
+    sealed = HPKE.public.seal(info(Info.INGEST_RESULT, "i", "secret"), b"result")
+    value = SealedValue.of(sealed, key_id=key_id(HPKE.public), suite=HPKE.suite)
+    assert open_result(HPKE, value, "i", "secret") == b"result"
 
 
 # The second is a point of low order: sealing to it would fail, and end the worker.
