@@ -264,9 +264,13 @@ async def test_leases_are_renewed_at_two_thirds_and_wiped_at_their_end(world):
     assert second is not first
     assert second.full
     assert not first.wiped
+    # Long work that holds a key of the first one goes on with it.
+    key = second.keys(1, Purpose.SEGMENT)
+    assert key is first.keys(1, Purpose.SEGMENT)
     world.clock.pass_s(100)
     await holder.tick()
     assert first.wiped
+    assert not key.wiped
     with pytest.raises(Retry, match="KEY_UNAVAILABLE"):
         _ = first.tag
     # What nothing uses is not renewed for ever.
@@ -275,6 +279,7 @@ async def test_leases_are_renewed_at_two_thirds_and_wiped_at_their_end(world):
         await holder.tick()
         await holder.settled()
     assert second.wiped
+    assert key.wiped
     count = world.audited("lease", "grant")
     world.clock.pass_s(210)
     await holder.tick()

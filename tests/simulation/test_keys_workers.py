@@ -14,6 +14,7 @@ from workers.crypto.errors import BadSignature
 from workers.crypto.info import Info
 from workers.crypto.sign import SigningKey
 from workers.errors import Fatal, Reject, Retry
+from workers.index import worker as index_worker
 from workers.kafka.broker import Record
 from workers.keys.realm import open_realm
 from workers.leases.certificate import MAX_LIFE_S, verify_certificate
@@ -249,3 +250,16 @@ async def test_a_request_that_is_given_up_counts_as_silence(world, monkeypatch):
             await holder.lease("acme/docs")
     with pytest.raises(Retry, match="did not answer lately"):
         await holder.lease("acme/docs")
+
+
+async def test_an_idle_worker_that_is_revoked_ends(world):
+    settings = world.settings.model_copy(update={"worker_id": "index-1"})
+    working = asyncio.create_task(
+        index_worker.serve(settings, asyncio.Event(), broker=world.broker, store=world.store)
+    )
+    other = await world.holder("index-1")
+    await other.lease("acme/docs")
+    await revoke(world, "index-1")
+    with pytest.raises(Fatal, match="revoked"):
+        async with asyncio.timeout(20):
+            await working

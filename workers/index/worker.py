@@ -77,4 +77,4 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             # Fetches wait for no fullness: the linger collects, and an idle tenant must not wait.
             bulk=False,
         )
-        await drive(pump, parts.health, stop, announced.end())
+        await drive(pump, parts.health, stop, parts.holder.end(), announced.end())

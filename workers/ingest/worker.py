@@ -70,7 +70,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             drain=DrainPolicy(finish_s=settings.drain_s),
             bulk=False,
         )
-        await drive(pump, parts.health, stop, _forget(publisher, stop))
+        await drive(pump, parts.health, stop, parts.holder.end(), _forget(publisher, stop))
 
 
 async def _forget(publisher: Publisher, stop: asyncio.Event) -> None:

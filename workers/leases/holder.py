@@ -462,10 +462,22 @@ class LeaseHolder:
         renewals += [self._certifying] if self._certifying is not None else []
         await asyncio.gather(*renewals, return_exceptions=True)
 
+    async def end(self) -> None:
+        """Wait until this worker may not go on: it was revoked, or its certificate has ended.
+
+        Raises:
+            Fatal: what it was.
+        """
+        await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        self._check_certificate()
+        self._check_listening()
+
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
             await self.tick()
+            # An idle worker asks for nothing: it must hear of it all the same.
+            self._check_certificate()
 
     async def _renew(self, held: _Held) -> None:
         lease = held.lease
@@ -615,6 +627,7 @@ class LeaseHolder:
             return _Held(lease, caller, used_s)
         held = _Held(lease, caller, max(used_s, lease.issued_s) if before is None else used_s)
         if before is not None:
+            lease.take_over(before.lease)
             self._retired.append(before.lease)
         self._held[lease.uid] = held
         self._uids[lease.index] = lease.uid

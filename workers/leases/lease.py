@@ -45,7 +45,9 @@ INTAKE_PURPOSES: Mapping[Role, frozenset[Purpose]] = {
 class Lease:
     """The keys of one index for this worker's role. Do not keep it beyond one micro-batch or query.
 
-    Renewal makes a new `Lease`; this one stays valid until `expires_s` and is wiped then.
+    Renewal makes a new `Lease`; this one stays valid until `expires_s` and is wiped then. Keys that
+    the new one has too stay the same objects: work that takes longer than a lease goes on as long
+    as the lease is renewed, and no longer.
 
     Attributes:
         index, uid: name and 16-byte uid.
@@ -73,6 +75,16 @@ class Lease:
     _ingest: dict[bytes, HpkePrivateKey] = field(repr=False)
     _query_public: HpkePublicKey | None = field(repr=False)
     wiped: bool = False
+    _handed_on: set[tuple[int, Purpose]] = field(repr=False, default_factory=set)
+
+    def take_over(self, before: Lease) -> None:
+        """Go on with the key objects of the lease that this one renews, where they are equal."""
+        for name, secret in before._secrets.items():
+            mine = self._secrets.get(name)
+            if mine is not None and name not in before._handed_on and mine == secret:
+                mine.wipe()
+                self._secrets[name] = secret
+                before._handed_on.add(name)
 
     @property
     def purposes(self) -> frozenset[Purpose]:
@@ -144,8 +156,9 @@ class Lease:
 
     def wipe(self) -> None:
         """Overwrite the keys and forget them."""
-        for secret in self._secrets.values():
-            secret.wipe()
+        for name, secret in self._secrets.items():
+            if name not in self._handed_on:
+                secret.wipe()
         self._privates.clear()
         self._ingest.clear()
         self.wiped = True

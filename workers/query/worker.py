@@ -53,7 +53,14 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             with suppress(Stopped):
                 # What was announced before: a head that is older is refused from the first query.
                 await unless(stop, announced.caught_up())
-                await drive(pump, parts.health, stop, announced.end(), _sweep(indexes, stop))
+                await drive(
+                    pump,
+                    parts.health,
+                    stop,
+                    parts.holder.end(),
+                    announced.end(),
+                    _sweep(indexes, stop),
+                )
 
 
 async def _sweep(indexes: OpenIndexes, stop: asyncio.Event) -> None:

@@ -53,9 +53,10 @@ class FakeClient:
         if name.startswith("_") or name not in self.answers:
             raise AttributeError(name)
 
-        async def method(*arguments: Any) -> Any:
-            self._called(name, arguments=arguments)
-            return self.answers[name]
+        async def method(*arguments: Any, **options: Any) -> Any:
+            self._called(name, arguments=arguments, **options)
+            answer = self.answers[name]
+            return answer(*arguments, **options) if callable(answer) else answer
 
         return method
 
