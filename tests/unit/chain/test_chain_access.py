@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from chain_kit import INDEX, Clock, Op, batch, make_reader, make_writer, oid
+from chain_kit import INDEX, Clock, Op, batch, keys, make_reader, make_writer, oid
 
 from schemas.errors import ErrorCode
 from workers.chain import access
@@ -134,6 +134,23 @@ async def test_a_table_that_was_changed_or_lost_is_damage(monkeypatch) -> None:
     with pytest.raises(Damaged):
         await make_reader(store).refresh()
     await store.delete([key])
+    with pytest.raises(Damaged):
+        await make_reader(store).refresh()
+
+
+async def test_a_table_that_a_reader_sealed_itself_is_damage(monkeypatch) -> None:
+    """Query workers hold the segment key; stolen write credentials must not be enough."""
+    monkeypatch.setattr(access, "INLINE_BYTES", 0)
+    store = MemoryStore()
+    writer = make_writer(store, Clock(), padding="off")
+    await writer.load()
+    await write(writer, doc("d", 0, A))
+    await write(writer, access=[changed("d", A)])
+    ref = writer.head.access
+    _, forged = access.seal_access(
+        {oid("d"): Listed(1, 9, (C,))}, INDEX, 0, ref.uid, keys, ref.generation
+    )
+    await store.put(layout.access(INDEX, 0, ref.uid), forged)
     with pytest.raises(Damaged):
         await make_reader(store).refresh()
 
