@@ -76,5 +76,6 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             drain=DrainPolicy(finish_s=settings.drain_s),
             # Fetches wait for no fullness: the linger collects, and an idle tenant must not wait.
             bulk=False,
+            wait_ms=settings.index_linger_ms,
         )
         await drive(pump, parts.health, stop, parts.holder.end(), announced.end())

@@ -69,6 +69,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             health=parts.health,
             drain=DrainPolicy(finish_s=settings.drain_s),
             bulk=False,
+            wait_ms=settings.batch_linger_ms,
         )
         await drive(pump, parts.health, stop, parts.holder.end(), _forget(publisher, stop))
 

@@ -76,9 +76,13 @@ class AioBroker:
         self._made.append(producer)
         return producer
 
-    def group_reader(self, group: str, topics: Sequence[str], *, bulk: bool) -> AioGroupReader:
+    def group_reader(
+        self, group: str, topics: Sequence[str], *, bulk: bool, wait_ms: int | None = None
+    ) -> AioGroupReader:
         """Return a member of `group`, not started."""
-        reader = AioGroupReader(self._config, self._connection, group, topics, bulk=bulk)
+        reader = AioGroupReader(
+            self._config, self._connection, group, topics, bulk=bulk, wait_ms=wait_ms
+        )
         self._made.append(reader)
         return reader
 

@@ -41,17 +41,19 @@ _log = structlog.get_logger(__name__)
 
 _NOBODY = TopicPartition("", 0)
 _MOST_PATIENCE_MS = 2000
+_QUICK_MS = 20
+_BULK_MS = 500
 _ERROR_PAUSE_S = 0.2
 
 
-def fetch_options(config: KafkaConfig, *, bulk: bool) -> dict[str, Any]:
+def fetch_options(config: KafkaConfig, *, bulk: bool, wait_ms: int | None = None) -> dict[str, Any]:
     """Return the fetch settings: request/reply readers wait 20 ms for data, bulk readers 500.
 
     With the default of 500 a message that comes while a fetch of *another* partition waits is seen
     half a second late (253 ms measured for two hops, 12-22 ms with 20).
     """
     return {
-        "fetch_max_wait_ms": fetch_wait_ms(bulk=bulk),
+        "fetch_max_wait_ms": fetch_wait_ms(bulk=bulk, wait_ms=wait_ms),
         "max_partition_fetch_bytes": max(config.request_bytes, 1024 * 1024),
         "fetch_max_bytes": (16 if bulk else 4) * max(config.request_bytes, 1024 * 1024),
         "auto_offset_reset": "earliest",
@@ -60,9 +62,11 @@ def fetch_options(config: KafkaConfig, *, bulk: bool) -> dict[str, Any]:
     }
 
 
-def fetch_wait_ms(*, bulk: bool) -> int:
+def fetch_wait_ms(*, bulk: bool, wait_ms: int | None = None) -> int:
     """Return how long the broker waits for data when there is none, in milliseconds."""
-    return 500 if bulk else 20
+    if wait_ms is None:
+        return _BULK_MS if bulk else _QUICK_MS
+    return min(max(wait_ms, _QUICK_MS), _BULK_MS)
 
 
 class Patience:
@@ -73,9 +77,11 @@ class Patience:
     enough, and a reader that is behind would stay there for ever.
     """
 
-    def __init__(self, consumer: AIOKafkaConsumer, *, bulk: bool) -> None:
+    def __init__(
+        self, consumer: AIOKafkaConsumer, *, bulk: bool, wait_ms: int | None = None
+    ) -> None:
         self._consumer = consumer
-        self._least_ms = self._now_ms = fetch_wait_ms(bulk=bulk)
+        self._least_ms = self._now_ms = fetch_wait_ms(bulk=bulk, wait_ms=wait_ms)
 
     def note(self, asked: Iterable[TopicPartition], *, found: bool) -> None:
         """Take in whether the last look at the fetched records of `asked` gave any."""
@@ -134,6 +140,7 @@ class AioGroupReader:
         group: name of the consumer group.
         topics: what it reads.
         bulk: prefer large fetches to latency.
+        wait_ms: see `Broker.group_reader`.
     """
 
     def __init__(
@@ -144,6 +151,7 @@ class AioGroupReader:
         topics: Sequence[str],
         *,
         bulk: bool,
+        wait_ms: int | None = None,
     ) -> None:
         self.rebalance_timeout_s = config.rebalance_timeout_s
         self._deadline_s = config.request_timeout_s
@@ -156,7 +164,7 @@ class AioGroupReader:
         )
         self._consumer = AIOKafkaConsumer(
             **connection,
-            **fetch_options(config, bulk=bulk),
+            **fetch_options(config, bulk=bulk, wait_ms=wait_ms),
             group_id=group,
             partition_assignment_strategy=(sticky,),
             session_timeout_ms=int(config.session_timeout_s * 1000),
@@ -164,7 +172,7 @@ class AioGroupReader:
             rebalance_timeout_ms=int(config.rebalance_timeout_s * 1000),
             request_timeout_ms=int(_group_request_timeout_s(config) * 1000),
         )
-        self._patience = Patience(self._consumer, bulk=bulk)
+        self._patience = Patience(self._consumer, bulk=bulk, wait_ms=wait_ms)
 
     async def start(self, on_assigned: OnAssigned, on_revoked: OnRevoked) -> None:
         """Join the group; returns before the first assignment."""

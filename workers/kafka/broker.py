@@ -231,8 +231,19 @@ class Broker(Protocol):
         """Return a started producer. `linger_ms`: how long a batch waits for more records."""
         ...
 
-    def group_reader(self, group: str, topics: Sequence[str], *, bulk: bool) -> GroupReader:
-        """Return a member of `group`, not started. `bulk`: prefer large fetches to latency."""
+    def group_reader(
+        self, group: str, topics: Sequence[str], *, bulk: bool, wait_ms: int | None = None
+    ) -> GroupReader:
+        """Return a member of `group`, not started.
+
+        Args:
+            group: its name.
+            topics: what it reads.
+            bulk: prefer large fetches to latency.
+            wait_ms: milliseconds that the broker may hold a fetch back while there is nothing. For
+                who gathers records for some time anyway: it asks less often. None leaves it to
+                `bulk`.
+        """
         ...
 
     def topic_reader(

@@ -109,7 +109,9 @@ class MemoryBroker:
         """Return a producer."""
         return MemoryProducer(self)
 
-    def group_reader(self, group: str, topics: Sequence[str], *, bulk: bool) -> MemoryGroupReader:
+    def group_reader(
+        self, group: str, topics: Sequence[str], *, bulk: bool, wait_ms: int | None = None
+    ) -> MemoryGroupReader:
         """Return a member of `group`, not started."""
         return MemoryGroupReader(self, self._group(group), topics)
 

@@ -55,7 +55,7 @@ class Pump:
         policy, retry, drain, watchdog: see `policy.py`.
         gate: every batch waits for it.
         health: told about work and errors.
-        bulk: prefer large fetches to latency.
+        bulk, wait_ms: see `Broker.group_reader`.
         rng: jitter of the back-off (tests).
     """
 
@@ -73,6 +73,7 @@ class Pump:
         drain: DrainPolicy | None = None,
         watchdog: WatchdogPolicy | None = None,
         bulk: bool = True,
+        wait_ms: int | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._broker = broker
@@ -86,6 +87,7 @@ class Pump:
         self._drain = drain or DrainPolicy()
         self._watchdog = watchdog or WatchdogPolicy()
         self._bulk = bulk
+        self._wait_ms = wait_ms
         self._rng = rng or random.Random()  # noqa: S311  (jitter)
         self._changed = asyncio.Event()
         self._assigned = asyncio.Event()
@@ -137,7 +139,9 @@ class Pump:
         """Return a started reader; the broker may be away for a while."""
         attempt = 0
         while True:
-            reader = self._broker.group_reader(self._group, self._topics, bulk=self._bulk)
+            reader = self._broker.group_reader(
+                self._group, self._topics, bulk=self._bulk, wait_ms=self._wait_ms
+            )
 
             def on_assigned(tps: Collection[TP], reader: GroupReader = reader) -> None:
                 self._on_assigned(tps, reader, tasks)

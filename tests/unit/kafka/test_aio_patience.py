@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from aiokafka import TopicPartition
 
-from workers.kafka.aio_group import Patience
+from workers.kafka.aio_group import Patience, fetch_wait_ms
 
 ONE, OTHER = TopicPartition("t", 0), TopicPartition("t", 1)
 
@@ -27,6 +27,13 @@ class FakeConsumer:
     @property
     def wait_ms(self) -> int:
         return self._fetcher._fetch_max_wait_ms
+
+
+def test_who_gathers_anyway_asks_less_often() -> None:
+    assert fetch_wait_ms(bulk=False) == 20
+    assert fetch_wait_ms(bulk=True) == 500
+    waits = [fetch_wait_ms(bulk=False, wait_ms=wait_ms) for wait_ms in (0, 20, 50, 500, 3_600_000)]
+    assert waits == [20, 20, 50, 500, 500]
 
 
 def test_a_starving_reader_gives_the_broker_more_time() -> None:
