@@ -368,6 +368,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "        signer.verify(signature, Info.ENVELOPE, _canonical(members))\n",
         "        del signature\n",
         f"{_STOLEN}::test_a_kek_of_ones_own_is_not_taken",
+        "unit/keys/test_kek_envelope.py",
     ),
     _m(
         "an envelope of another index is taken",
@@ -535,7 +536,9 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     _m(
         "an audit record may be dropped",
         "keys/audit_chain.py",
-        "    if record.seq != chain.next_seq:\n",
+        "    if record.seq != chain.next_seq:\n"
+        '        chain.problems.append(f"{where}: record {chain.next_seq} expected, {record.seq} found")\n'
+        "    elif record.prev != chain.last_hash.hex():\n",
         "    if False:\n",
         f"{_AUDIT}::test_what_was_dropped_changed_or_exchanged_is_told",
         f"{_AUDIT}::test_what_is_too_old_to_be_kept_may_be_missing",
