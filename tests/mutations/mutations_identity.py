@@ -127,8 +127,16 @@ IDENTITY: Final[tuple[Mutation, ...]] = (
     _m(
         "strangers change a group",
         "keys/admin_identity.py",
-        '        if principal.kind != "identity" or group not in principal.groups:',
-        "        if False:",
+        "        principal, group = asked.principal, arguments.group_id.lower()\n",
+        "        principal, group = asked.principal, arguments.group_id.lower()\n"
+        "        return arguments\n",
+        _IDENTITY,
+    ),
+    _m(
+        "members without the scope change a group",
+        "keys/admin_identity.py",
+        "        if group not in principal.groups_with(Scope.MODIFY_ACCESS_GROUPS):\n",
+        "        if False:\n",
         _IDENTITY,
     ),
     _m(
