@@ -537,7 +537,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "an audit record may be dropped",
         "keys/audit_chain.py",
         "    if record.seq != chain.next_seq:\n"
-        '        chain.problems.append(f"{where}: record {chain.next_seq} expected, {record.seq} found")\n'
+        "        chain.problems.append("
+        'f"{where}: record {chain.next_seq} expected, {record.seq} found")\n'
         "    elif record.prev != chain.last_hash.hex():\n",
         "    if False:\n",
         f"{_AUDIT}::test_what_was_dropped_changed_or_exchanged_is_told",
