@@ -19,7 +19,7 @@ from workers.cli.common import (
     say_json,
     say_table,
 )
-from workers.telemetry.logs import configure
+from workers.cli.connect import quiet_logs
 
 _TESTS = Path(__file__).resolve().parents[2] / "tests"
 
@@ -48,7 +48,7 @@ def bench(
         fail("the benchmarks are in tests/bench of a checkout: run this from one", USAGE)
     home = None if common.home is None else common.home.absolute()
     # Parts of workers run in this process: what they log is neither a figure nor JSON of ours.
-    configure("bench", "warning")
+    quiet_logs()
     sys.path.insert(0, str(_TESTS))
     try:
         module: Any = import_module(f"bench.{name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -11,8 +11,10 @@ import pytest
 from schemas.errors import ErrorCode, ErrorInfo, InvalidMessage
 from schemas.ingest import IngestOp, IngestResult
 from schemas.position import Position
-from workers.client.ingest import Ingestor, Submitted
+from workers.client.connection import Message
+from workers.client.ingest import Ingestor, Submitted, _Made
 from workers.errors import Reject
+from workers.kafka.broker import Headers
 
 
 class Results:
@@ -22,20 +24,38 @@ class Results:
         self.looks += 1
 
 
+class Unprotected:
+    """A connection whose messages go as they are."""
+
+    async def protect(
+        self, _info: Any, _topic: str, messages: Sequence[Message]
+    ) -> list[tuple[bytes, Headers]]:
+        return [(message.value, ()) for message in messages]
+
+
 class Answering(Ingestor):
     """An `Ingestor` that answers by itself."""
 
     def __init__(self) -> None:
+        self._connection: Any = Unprotected()
+        self._topic = "plaintext-ingest"
         self._results: Any = Results()
         self._waiting = {}
         self.sent: list[str] = []
         self.waited: list[tuple[str, int, int]] = []
         self.silent = False
 
-    async def submit(self, operation: dict[str, Any]) -> tuple[str, Submitted]:
+    async def start(self) -> None:
+        """Nobody to listen to."""
+
+    def _make(self, operation: dict[str, Any]) -> _Made:
         doc_id = operation["id"]
         if doc_id == "bad":
             raise InvalidMessage("must be an object", "metadata")
+        return _Made(doc_id, doc_id, Message("i", doc_id.encode(), b"{}"))
+
+    async def _send(self, made: _Made, value: bytes, headers: Headers) -> tuple[str, Submitted]:
+        doc_id = made.id
         if doc_id == "large":
             raise Reject(ErrorCode.TOO_LARGE, "no record holds it")
         if doc_id == "nowhere":
