@@ -54,6 +54,12 @@ def lp(*parts: Part) -> bytes:
     return b"".join(out)
 
 
+def lp_text(text: str) -> bytes:
+    """Return `lp(text)`, faster: this runs for every new word of an index."""
+    raw = text.encode()
+    return b"s" + len(raw).to_bytes(4, "big") + raw
+
+
 def unlp(data: bytes, *, count: int | None = None) -> list[bytes | str | int]:
     """Decode what `lp` made; refuse everything that `lp` cannot have made.
 

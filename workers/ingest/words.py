@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from workers.crypto.derive import TOKEN_BYTES, Prf, TokenKind
-from workers.crypto.lp import lp
+from workers.crypto.lp import lp, lp_text
 from workers.text.analyzer import get_analyzer
 from workers.text.lexicon import Lexicon, Numbers, SentWords
 
@@ -43,7 +43,7 @@ class IndexWords:
         if missing:
             prefix, digest, spell = lp(TokenKind.TERM, field), self._prf.digest, self.lexicon.term
             for term in missing:
-                known[term] = digest(prefix + lp(spell(term)))[:TOKEN_BYTES]
+                known[term] = digest(prefix + lp_text(spell(term)))[:TOKEN_BYTES]
         return [known[term] for term in terms]
 
     def sent(self, shard: int) -> SentWords:

@@ -8,7 +8,6 @@ words that have no term: stop words.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -29,12 +28,7 @@ class Lexicon:
 
     def __init__(self, analyzer: Analyzer) -> None:
         self._analyzer = analyzer
-        self._words: list[str] = [""]
-        self._terms: list[str] = [""]
-        self._term_numbers: dict[str, int] = {"": 0}
-        self._term_of = np.zeros(_FIRST_ROOM, dtype=np.int32)
-        self._number_of = _Numbers(self._learn)
-        self._learning = threading.RLock()
+        self._numbers = _Numbers(analyzer)
 
     @property
     def analyzer(self) -> str:
@@ -43,63 +37,68 @@ class Lexicon:
 
     def __len__(self) -> int:
         """Return how many words are known, stop words among them."""
-        return len(self._number_of)
+        return len(self._numbers)
 
     def read(self, text: str) -> Numbers:
         """Return the numbers of all words of `text`, in order; 0 for a stop word."""
         words = self._analyzer.split(text)
-        return np.fromiter(map(self._number_of.__getitem__, words), np.int32, len(words))
+        return np.fromiter(map(self._numbers.__getitem__, words), np.int32, len(words))
 
     def terms_of(self, numbers: Numbers) -> Numbers:
         """Return the term number of each word number."""
-        terms: Numbers = self._term_of[numbers]
+        terms: Numbers = self._numbers.term_of[numbers]
         return terms
 
     def word(self, number: int) -> str:
         """Return a word by its number."""
-        return self._words[number]
+        return self._numbers.words[number]
 
     def term(self, number: int) -> str:
         """Return a term by its number."""
-        return self._terms[number]
-
-    def _learn(self, word: str) -> int:
-        if len(word) > MAX_WORD_CHARS:
-            # Not remembered whole: it may be a blob of half a megabyte.
-            return self._number_of[word[:MAX_WORD_CHARS]]
-        with self._learning:
-            known = self._number_of.get(word)
-            if known is not None:
-                return known
-            term = self._analyzer.term(word)
-            number = 0
-            if term:
-                number = len(self._words)
-                self._words.append(word)
-                self._assign(number, term)
-            # Last: whoever finds the number finds all that belongs to it.
-            self._number_of[word] = number
-        return number
-
-    def _assign(self, number: int, term: str) -> None:
-        known = self._term_numbers.get(term)
-        if known is None:
-            known = self._term_numbers[term] = len(self._terms)
-            self._terms.append(term)
-        if number >= self._term_of.size:
-            self._term_of = np.concatenate((self._term_of, np.zeros_like(self._term_of)))
-        self._term_of[number] = known
+        return self._numbers.terms[number]
 
 
 class _Numbers(dict[str, int]):
-    """Word -> number; what is missing is learned, without a call of Python for what is not."""
+    """Word -> number; what is missing is learned, without a step of Python for what is not.
 
-    def __init__(self, learn: Callable[[str], int]) -> None:
+    Attributes:
+        words: by their numbers.
+        terms: by theirs.
+        term_of: int32, number of the term of each word; longer than `words`.
+    """
+
+    def __init__(self, analyzer: Analyzer) -> None:
         super().__init__()
-        self._learn = learn
+        self._analyzer = analyzer
+        self.words: list[str] = [""]
+        self.terms: list[str] = [""]
+        self.term_of = np.zeros(_FIRST_ROOM, dtype=np.int32)
+        self._term_numbers: dict[str, int] = {"": 0}
+        self._learning = threading.Lock()
 
     def __missing__(self, word: str) -> int:
-        return self._learn(word)
+        if len(word) > MAX_WORD_CHARS:
+            # Not remembered whole: it may be a blob of half a megabyte.
+            return self[word[:MAX_WORD_CHARS]]
+        term = self._analyzer.term(word)
+        if not term:
+            self[word] = 0
+            return 0
+        with self._learning:
+            if word in self:
+                return self[word]
+            number = len(self.words)
+            self.words.append(word)
+            known = self._term_numbers.get(term)
+            if known is None:
+                known = self._term_numbers[term] = len(self.terms)
+                self.terms.append(term)
+            if number == self.term_of.size:
+                self.term_of = np.concatenate((self.term_of, np.zeros_like(self.term_of)))
+            self.term_of[number] = known
+            # Last: whoever finds the number finds all that belongs to it.
+            self[word] = number
+        return number
 
 
 class SentWords:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.crypto.derive import Purpose, TokenKind
-from workers.crypto.lp import lp, unlp
+from workers.crypto.lp import lp, lp_text, unlp
 
 PARTS = st.lists(
     st.one_of(
@@ -81,3 +81,12 @@ def test_the_number_of_parts_is_checked() -> None:
     for count in (0, 1, 3):
         with pytest.raises(ValueError, match="parts"):
             unlp(lp("a", "b"), count=count)
+
+
+@given(st.text())
+def test_one_text_is_encoded_as_in_a_list(text: str) -> None:
+    try:
+        expected = lp(text)
+    except ValueError:
+        return
+    assert lp_text(text) == expected
