@@ -82,12 +82,14 @@ def operations(index: str) -> list[dict[str, Any]]:
 
 async def fill(client: Client, index: str, **config: Any) -> Library:
     await client.create_index(index, dimension=8, storage_precision="float32", **config)
-    # One after the other: the order of ingestion is part of the answers.
+    # One after the other: the order of ingestion is part of the answers; between shards it is the
+    # order in which they were applied.
     done = []
     for operation in operations(index):
         operation.pop("index")
         operation.pop("op")
-        done.append(await client.ingest(index, operation.pop("id"), **operation))
+        id_ = operation.pop("id")
+        done.append(await client.ingest(index, id_, wait="searchable", **operation))
     return Library(client, index, done)
 
 
