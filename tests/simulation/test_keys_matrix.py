@@ -367,6 +367,13 @@ ROWS = [
         Scope.INDEX,
         lambda: {"op": "remove_keywords", "id": "doc", "keywords": [str(uuid4())]},
     ),
+    # A pair without a document is nobody's: there the scope alone decides.
+    writing(
+        "add_keywords without a document",
+        Scope.INDEX,
+        lambda: {"op": "add_keywords", "id": f"pair-{uuid4()}", "keywords": ["k2"]},
+        stranger=OK,
+    ),
     reading("keyword", Scope.INDEX, {"query": {"keyword": "k"}}, found),
     reading("text", Scope.INDEX, {"query": {"text": "word"}}, found),
     reading("get", Scope.INDEX, {"query": {"get": ["doc"]}}, found),
