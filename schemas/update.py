@@ -186,12 +186,13 @@ def decode_batch(value: bytes | None) -> UpdateBatch:
     """
     batch = _decode(_BATCH, value, MAX_BATCH_BYTES)
     count = len(batch.tokens)
-    for op in batch.ops:
-        if op.keywords and max(op.keywords) >= count:
-            raise InvalidMessage("names a token that the batch does not have", "ops.keywords")
-        for field in op.fields:
-            if field.terms and int(np.frombuffer(field.terms, "<u4").max()) >= count:
-                raise InvalidMessage("names a token that the batch does not have", "ops.fields")
+    keywords = max((max(op.keywords) for op in batch.ops if op.keywords), default=-1)
+    if keywords >= count:
+        raise InvalidMessage("names a token that the batch does not have", "ops.keywords")
+    # All at once: an array of its own for each field would cost more than the look.
+    terms = np.frombuffer(b"".join([one.terms for op in batch.ops for one in op.fields]), "<u4")
+    if terms.size and int(terms.max()) >= count:
+        raise InvalidMessage("names a token that the batch does not have", "ops.fields")
     return batch
 
 

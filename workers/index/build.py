@@ -34,6 +34,7 @@ from workers.vector.centroids import VectorState
 from workers.vector.codes import cluster_nodes
 
 F32 = npt.NDArray[np.float32]
+F16 = npt.NDArray[np.float16]
 
 ROW_KINDS: Final = {
     OpKind.UPSERT: RowKind.DOC,
@@ -105,36 +106,37 @@ def check_batch(batch: UpdateBatch, config: IndexConfig) -> Checked:
         Reject: INVALID_MESSAGE, DIMENSION_MISMATCH, UNSUPPORTED.
     """
     packs = packs_by_uid(batch.packs)
-    stored = config.storage_precision
-    ops: list[PendingOp] = []
-    vectors: list[bytes] = []
-    vector_ops: list[int] = []
-    for number, op in enumerate(batch.ops):
-        vector = None
-        if op.vector:
-            if config.dimension is None or len(op.vector) != 4 * config.dimension:
-                raise Reject(ErrorCode.DIMENSION_MISMATCH, "a vector does not fit the index")
-            vectors.append(op.vector)
-            vector_ops.append(number)
-            vector = np.frombuffer(op.vector, "<f4").astype(np.float32, copy=False)
-        ops.append(_pending(op, packs, None if stored == "int8" else vector, config))
+    vector_ops = [number for number, op in enumerate(batch.ops) if op.vector]
+    vectors = _vectors(batch, vector_ops, config)
+    stored: dict[int, F16 | F32] = {}
+    if vectors is not None and config.storage_precision != "int8":
+        rows = vectors if config.storage_precision == "float32" else vectors.astype(np.float16)
+        stored = dict(zip(vector_ops, rows, strict=True))
+    ops = [_pending(op, packs, stored.get(number), config) for number, op in enumerate(batch.ops)]
     terms = _terms(batch)
     words = [(token, number) for number, op in enumerate(batch.ops) for token in op.keywords]
     word_tokens, word_ops = np.array(words, dtype=np.int64).reshape(-1, 2).T
     _check_kinds(batch, terms[0], word_tokens)
-    matrix = None
-    if vectors and config.dimension is not None:
-        joined = np.frombuffer(b"".join(vectors), "<f4").reshape(-1, config.dimension)
-        if not np.isfinite(joined).all():
-            raise Reject(ErrorCode.INVALID_MESSAGE, "a vector is not finite")
-        matrix = joined.astype(np.float32, copy=False)
     return Checked(
-        batch, ops, matrix, np.array(vector_ops, dtype=np.int64), *terms, word_tokens, word_ops
+        batch, ops, vectors, np.array(vector_ops, dtype=np.int64), *terms, word_tokens, word_ops
     )
 
 
+def _vectors(batch: UpdateBatch, vector_ops: Sequence[int], config: IndexConfig) -> F32 | None:
+    """Return the vectors of `vector_ops`, float32 `(m, d)`; None if there are none."""
+    if not vector_ops:
+        return None
+    found = [batch.ops[number].vector for number in vector_ops]
+    if config.dimension is None or any(len(one) != 4 * config.dimension for one in found):
+        raise Reject(ErrorCode.DIMENSION_MISMATCH, "a vector does not fit the index")
+    joined = np.frombuffer(b"".join(found), "<f4").reshape(-1, config.dimension)
+    if not np.isfinite(joined).all():
+        raise Reject(ErrorCode.INVALID_MESSAGE, "a vector is not finite")
+    return joined.astype(np.float32, copy=False)
+
+
 def _pending(
-    op: UpdateOp, packs: dict[bytes, bytes], vector: F32 | None, config: IndexConfig
+    op: UpdateOp, packs: dict[bytes, bytes], vector: F16 | F32 | None, config: IndexConfig
 ) -> PendingOp:
     kind = ROW_KINDS.get(op.kind)
     if kind is None:
@@ -160,9 +162,7 @@ def _pending(
         object=op.content,
         pack=pack,
         lengths={one.name: one.length for one in op.fields},
-        vector=vector
-        if vector is None or config.storage_precision == "float32"
-        else vector.astype(np.float16),
+        vector=vector,
     )
 
 

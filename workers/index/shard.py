@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -504,8 +504,12 @@ def _signer(identity: WorkerIdentity) -> HeadSigner:
 
 def _refused(sources: Sequence[UpdateOp], published: Published) -> list[tuple[UpdateOp, ErrorInfo]]:
     refused = []
+    counts = Counter(
+        (op.kind, one.status) for op, one in zip(sources, published.outcomes, strict=True)
+    )
+    for (kind, status), count in counts.items():
+        metrics.APPLIED.inc(count, kind=kind.name.lower(), outcome=status.name.lower())
     for op, outcome in zip(sources, published.outcomes, strict=True):
-        metrics.APPLIED.inc(kind=op.kind.name.lower(), outcome=outcome.status.name.lower())
         if outcome.status is OpStatus.REJECTED and outcome.error is not None:
             refused.append((op, outcome.error))
     return refused

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
@@ -266,10 +266,12 @@ def _rejections(refused: Sequence[Refused]) -> Iterator[Answer]:
 def _count(updates: Sequence[PreparedUpdate]) -> None:
     now_s = time.time()
     for update in updates:
+        ops = Counter(member.incoming.request.op for member in update.members)
+        for op, count in ops.items():
+            metrics.INGESTED.inc(count, op=op.value, status="accepted")
         for member in update.members:
-            incoming = member.incoming
-            metrics.INGESTED.inc(op=incoming.request.op.value, status="accepted")
-            metrics.INGEST_SECONDS.observe(max(0.0, now_s - incoming.record.timestamp_ms / 1000))
+            taken_ms = member.incoming.record.timestamp_ms
+            metrics.INGEST_SECONDS.observe(max(0.0, now_s - taken_ms / 1000))
 
 
 async def gather(waiting: Iterable[Awaitable[T]]) -> list[T]:
