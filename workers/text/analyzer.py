@@ -27,7 +27,6 @@ from workers.text.stopwords import ENGLISH
 ANALYZER_VERSION: Final = 1
 MAX_WORD_CHARS: Final = 128
 """Longer words are cut: a blob of base64 is not a word, but its start still finds it."""
-MAX_TF: Final = 65_535
 _CACHE_WORDS: Final = 262_144
 _WORD: Final = re.compile(r"\w+")
 # ASCII: lower case for letters, themselves for digits and "_", a space for everything else.
@@ -51,26 +50,6 @@ class Token:
 
     term: str
     position: int
-
-
-@dataclass(frozen=True, slots=True)
-class FieldTerms:
-    """The distinct terms of one field of one document, in order of first appearance.
-
-    Attributes:
-        terms: distinct terms, length t.
-        tfs: occurrences of each, length t, each in [1, 65535].
-        positions: increasing word positions of each, length t; `len(positions[i]) == tfs[i]`.
-        length: terms in the field, stop words not counted (the length that BM25 uses).
-        words: distinct words as written (normalised, not stemmed, no stop words): what a
-            vocabulary is built from.
-    """
-
-    terms: list[str]
-    tfs: list[int]
-    positions: list[list[int]]
-    length: int
-    words: list[str]
 
 
 class Analyzer:
@@ -126,35 +105,6 @@ class Analyzer:
             for position, word in enumerate(self.words(text))
             if (term := self.term(word))
         ]
-
-    def analyze_field(self, text: str) -> FieldTerms:
-        """Return the distinct terms of `text` with their frequencies and positions."""
-        places: dict[str, list[int]] = {}
-        seen: dict[str, None] = {}
-        known, stem, length = self._cache.get, self._stem, 0
-        for position, word in enumerate(self.split(text)):
-            if len(word) > MAX_WORD_CHARS:
-                word = word[:MAX_WORD_CHARS]
-            term = known(word)
-            if term is None:
-                term = stem(word)
-            if not term:
-                continue
-            length += 1
-            seen[word] = None
-            at = places.get(term)
-            if at is None:
-                places[term] = [position]
-            elif len(at) < MAX_TF:
-                at.append(position)
-        positions = list(places.values())
-        return FieldTerms(
-            terms=list(places),
-            tfs=[len(at) for at in positions],
-            positions=positions,
-            length=length,
-            words=list(seen),
-        )
 
     def _stem(self, word: str) -> str:
         # The stemmer keeps its state in itself, so one thread at a time.

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
-from workers.text.analyzer import MAX_TF
 from workers.text.lexicon import Lexicon, Numbers
 from workers.text.varint import Ints, bounds, encode_varints
+
+MAX_TF: Final = 65_535
+"""Occurrences of a term in a text that are counted."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

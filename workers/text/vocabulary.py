@@ -34,7 +34,7 @@ MAX_COMPLETIONS: Final = 256
 
 
 def build_vocabulary(words: Iterable[str]) -> bytes:
-    """Return the word list for `words` (normalised, as in `FieldTerms.words`); b"" for none.
+    """Return the word list for `words` (normalised, no stop words); b"" for none.
 
     Raises:
         ValueError: if the list exceeds `MAX_VOCABULARY_BYTES`.

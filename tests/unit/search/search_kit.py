@@ -171,7 +171,7 @@ class Index:
                 await self._publish_state(shard, state)
             self._offset += 1
             ops = [self._op(doc) for doc in mine]
-            words = {w for d in mine for t in d.text.values() for w in self._analysed(t).words}
+            words = {word for doc in mine for word in self._words(doc)}
             state = self.states.get(shard)
             published = await writer.apply(
                 PendingBatch(
@@ -280,8 +280,16 @@ class Index:
     def _prepared(self, doc: Doc) -> np.ndarray:
         return prepare(np.asarray(doc.vector, dtype=np.float32), self.metric)
 
-    def _analysed(self, text: str) -> Any:
-        return get_analyzer(self.config.analyzer).analyze_field(text)
+    def _words(self, doc: Doc) -> list[str]:
+        analyzer = get_analyzer(self.config.analyzer)
+        words = [word for text in doc.text.values() for word in analyzer.words(text)]
+        return [word for word in words if analyzer.term(word)]
+
+    def _places(self, text: str) -> dict[str, list[int]]:
+        places: dict[str, list[int]] = {}
+        for token in get_analyzer(self.config.analyzer).positioned(text):
+            places.setdefault(token.term, []).append(token.position)
+        return places
 
     def _pointer(self, doc: Doc) -> bytes:
         return encode_pointer(
@@ -318,7 +326,9 @@ class Index:
             metadata=msgspec.msgpack.encode(doc.metadata) if doc.metadata else b"",
             object=self._pointer(doc) if doc.kind == RowKind.DOC else b"",
             pack=b"pack" if doc.kind == RowKind.DOC else b"",
-            lengths={name: self._analysed(text).length for name, text in doc.text.items()},
+            lengths={
+                name: sum(map(len, self._places(text).values())) for name, text in doc.text.items()
+            },
             vector=vector,
         )
 
@@ -341,10 +351,9 @@ class Index:
                 number = known.setdefault(token, len(known))
                 words.append((number, row, doc.kind == RowKind.REMOVALS))
             for name, text in doc.text.items():
-                found = self._analysed(text)
-                for term, tf, places in zip(found.terms, found.tfs, found.positions, strict=True):
+                for term, places in self._places(text).items():
                     token = self.tokens.token(TokenKind.TERM, name, term)
-                    terms.append((known.setdefault(token, len(known)), row, tf))
+                    terms.append((known.setdefault(token, len(known)), row, len(places)))
                     deltas += np.diff(places, prepend=0).tolist()
         tokens = list(known)
         nodes: list[Node] = []

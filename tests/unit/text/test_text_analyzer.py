@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import importlib
+import re
 import threading
 
 import pytest
 import snowballstemmer
 import Stemmer
+from hypothesis import given
+from hypothesis import strategies as st
 
 from workers.cli.corpus import stdlib_docstrings
 from workers.text.analyzer import MAX_WORD_CHARS, analyzer_names, get_analyzer
@@ -28,26 +31,9 @@ def test_positions_count_stop_words_and_words_of_one_character():
     ]
 
 
-def test_a_field_has_distinct_terms_with_their_places():
-    field = english.analyze_field("Running, the run; RUNS!")
-    assert field.terms == ["run"]
-    assert field.tfs == [3]
-    assert field.positions == [[0, 2, 3]]
-    assert field.length == 3
-    assert field.words == ["running", "run", "runs"]
-
-
-def test_field_and_tokens_agree():
-    text = "A fast vessel, sailing fast: the fastest vessels sail. Ümläute Straße ﬁne"
-    field = english.analyze_field(text)
-    tokens = english.positioned(text)
-    assert field.length == len(tokens)
-    rebuilt = sorted(
-        (place, term)
-        for term, places in zip(field.terms, field.positions, strict=True)
-        for place in places
-    )
-    assert rebuilt == [(token.position, token.term) for token in tokens]
+@given(st.text(st.characters(max_codepoint=127)))
+def test_ascii_is_split_as_any_text(text):
+    assert english.split(text) == re.findall(r"\w+", english.normalize(text))
 
 
 @pytest.mark.parametrize(
@@ -87,12 +73,11 @@ def test_other_languages_by_name():
 def test_long_words_are_cut_alike_on_both_sides():
     long = "x" * 10_000
     assert english.tokens(long) == english.tokens(long[:MAX_WORD_CHARS])
-    assert english.analyze_field(long).terms == english.tokens(long)
 
 
 def test_nothing_to_analyse():
-    field = english.analyze_field(" ... the \n")
-    assert (field.terms, field.length, field.words) == ([], 0, [])
+    assert english.tokens(" ... the \n") == []
+    assert english.words(" ... the \n") == ["the"]
 
 
 def test_threads_share_one_stemmer_without_mixing_words():

@@ -5,8 +5,8 @@ from itertools import accumulate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.text.analyzer import MAX_TF, Analyzer, get_analyzer
-from workers.text.columns import TextColumns, read_texts
+from workers.text.analyzer import Analyzer, get_analyzer
+from workers.text.columns import MAX_TF, TextColumns, read_texts
 from workers.text.lexicon import Lexicon
 from workers.text.varint import decode_varints
 
@@ -32,13 +32,14 @@ def check(analyzer: Analyzer, several: list[str]) -> None:
     lexicon = Lexicon(analyzer)
     columns = read_texts(lexicon, several)
     for number, text in enumerate(several):
-        alone = analyzer.analyze_field(text)
-        assert terms_of(lexicon, columns, number) == dict(
-            zip(alone.terms, alone.positions, strict=True)
-        )
-        assert columns.lengths[number] == alone.length
-        spelled = {lexicon.word(n) for n in columns.words[columns.word_texts == number].tolist()}
-        assert spelled == set(alone.words)
+        alone: dict[str, list[int]] = {}
+        for token in analyzer.positioned(text):
+            alone.setdefault(token.term, []).append(token.position)
+        counted = {term: places[:MAX_TF] for term, places in alone.items()}
+        assert terms_of(lexicon, columns, number) == counted
+        assert columns.lengths[number] == sum(map(len, alone.values()))
+        spelled = [lexicon.word(n) for n in columns.words[columns.word_texts == number].tolist()]
+        assert spelled == [word for word in analyzer.words(text) if analyzer.term(word)]
 
 
 @given(texts)
