@@ -32,7 +32,7 @@ from schemas.values import Binary, Vector
 from workers.errors import Damaged, Reject, Retry, SealstreamError
 from workers.kafka.broker import Record
 from workers.leases.credential import Proof
-from workers.leases.lease import Decision
+from workers.leases.lease import Decision, Lease
 from workers.query.contents import Opened, Stored, open_contents
 from workers.query.indexes import OpenIndex, OpenIndexes
 from workers.query.request import Address, Incoming, authorise, read
@@ -150,14 +150,17 @@ class QueryHandler:
                     allow_plain_results=self._settings.allow_plain_results,
                 )
                 proof = Proof.of(incoming.record)
-                lease = await self._stand.holder.lease(
-                    request.index, auth=request.auth, proof=proof
-                )
+                holder = self._stand.holder
+                lease = await holder.lease(request.index, auth=request.auth, proof=proof)
                 stage = "the index"
-                with self._indexes.using(lease) as opened:
-                    await self._reach(opened, request)
-                    async with self._places:
-                        found = await self._search_again(opened, request, decision, proof)
+                try:
+                    opened, found = await self._find(lease, request, decision, proof)
+                except Retry:
+                    if not lease.wiped:
+                        raise
+                    # It ended while it was in use: there is another by now.
+                    lease = await holder.lease(request.index, auth=request.auth, proof=proof)
+                    opened, found = await self._find(lease, request, decision, proof)
         except TimeoutError:
             if stage == "the key service":
                 raise Retry(
@@ -167,6 +170,14 @@ class QueryHandler:
                 ErrorCode.DEADLINE_EXCEEDED, "the query did not finish within timeout_ms"
             ) from None
         return self._result(request, opened, found, started_s)
+
+    async def _find(
+        self, lease: Lease, request: QueryRequest, decision: Decision, proof: Proof | None
+    ) -> tuple[OpenIndex, _Found]:
+        with self._indexes.using(lease) as opened:
+            await self._reach(opened, request)
+            async with self._places:
+                return opened, await self._search_again(opened, request, decision, proof)
 
     def _left_s(self, record: Record, request: QueryRequest) -> float:
         """Return the seconds that are left of a request's time, by the broker's time stamp."""
