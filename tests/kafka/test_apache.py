@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.conn import AIOKafkaConnection
 from kafka_kit import Kafka
 
 from schemas.topics import INDEX_UPDATE, PLAINTEXT_INGEST
@@ -23,6 +25,7 @@ from workers.settings import Settings
 pytestmark = pytest.mark.core
 
 DEADLINE_S = 60.0
+PRODUCE = 0
 # 2001: a certificate that was valid then would let anybody write.
 FORGED_MS = 1_000_000_000_000
 
@@ -78,21 +81,36 @@ async def test_a_failed_batch_spoils_no_later_one(apache_kafka: Kafka, broker: A
         assert (await producer.send_and_wait(topic, b"1", partition=0)).offset == offset
 
 
-async def test_a_record_is_appended_once(apache_kafka: Kafka, broker: AioBroker) -> None:
-    """Acknowledgements are lost again and again; without idempotence some records come twice."""
+@pytest.fixture
+def lost_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third answer to a produce request is lost together with its connection."""
+    handle, count = AIOKafkaConnection._handle_frame, itertools.count(1)
+
+    def lossy(self: AIOKafkaConnection, frame: bytes) -> None:
+        _, request, _ = self._requests[0]
+        if request is not None and request.API_KEY == PRODUCE and next(count) % 3 == 0:
+            self.close()
+        else:
+            handle(self, frame)
+
+    monkeypatch.setattr(AIOKafkaConnection, "_handle_frame", lossy)
+
+
+@pytest.mark.usefixtures("lost_answers")
+@pytest.mark.parametrize("idempotent", [True, False])
+async def test_a_record_is_appended_once(apache_kafka: Kafka, idempotent: bool) -> None:
+    broker = AioBroker(KafkaConfig(bootstrap=apache_kafka.bootstrap, idempotent=idempotent))
     topic = await make_topic(apache_kafka, 1)
     producer = await broker.producer(linger_ms=0)
-    futures = []
-    for number in range(200):
-        futures.append(await producer.send(topic, b"%d" % number, partition=0))
-        if number % 10 == 9:
-            # The request is on its way: its answer will find nobody.
-            await asyncio.sleep(0)
-            for connection in list(producer._client.client._conns.values()):
-                connection.close()
-    delivered = await asyncio.gather(*futures)
-    assert [place.offset for place in delivered] == list(range(200))
-    assert await broker.lag("nobody", [topic]) == {TP(topic, 0): 200}
+    offsets = [(await producer.send_and_wait(topic, b"x", partition=0)).offset for _ in range(30)]
+    appended = (await broker.lag("nobody", [topic]))[TP(topic, 0)]
+    await broker.aclose()
+    if idempotent:
+        assert offsets == list(range(30))
+        assert appended == 30
+    else:
+        # The positive control: what was sent again is there again.
+        assert appended > 30
 
 
 async def read_all(broker: AioBroker, topic: str) -> list[Record]:
