@@ -77,11 +77,16 @@ SMALL = {
 # --- may it run here? ----------------------------------------------------------------------------
 
 
-def missing(*, own: bool = False) -> str | None:
-    """Return why there is no Apache Kafka here, None if there is. `own`: not somebody else's."""
+def missing(*, own: bool = False, jdk: bool = False) -> str | None:
+    """Return why there is no Apache Kafka here, None if there is.
+
+    Args:
+        own: somebody else's does not do.
+        jdk: a program in Java has to be compiled besides.
+    """
     if not own and os.environ.get(BOOTSTRAP):
         return None
-    for program in ("java", "mvn"):
+    for program in ("java", "mvn", *(["javac"] if jdk else [])):
         if shutil.which(program) is None:
             return f"Apache Kafka needs {BOOTSTRAP}, or java and mvn: there is no `{program}`"
     found = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False)
@@ -91,9 +96,9 @@ def missing(*, own: bool = False) -> str | None:
     return None
 
 
-def need(*, own: bool = False) -> None:
+def need(*, own: bool = False, jdk: bool = False) -> None:
     """Skip the test without Kafka, or fail it where everything must be tested (CI)."""
-    if why := missing(own=own):
+    if why := missing(own=own, jdk=jdk):
         _give_up(why)
 
 

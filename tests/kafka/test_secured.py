@@ -21,7 +21,7 @@ TOPICS = {spec.name for spec in ALL_TOPICS}
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
-    need(own=True)
+    need(own=True, jdk=True)
     with secured_stack(tmp_path_factory.mktemp("secured")) as running:
         yield running
 
