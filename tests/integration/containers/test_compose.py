@@ -35,7 +35,7 @@ def system(docker_client: Any, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 async def client(system: Composed) -> AsyncIterator[Client]:
     async with connect(system) as one:
         yield one

@@ -70,7 +70,8 @@ async def test_d1_example(stack: Any) -> None:
 async def test_other_programs_reach_it(stack: SealstreamStack) -> None:
     """By variables, or by a home folder, whatever else is set around."""
     index = new_name("other")
-    async with stack.client() as client:
+    # Not the caller who keeps the key of one index.
+    async with stack.client(index_key=None) as client:
         await client.create_index(index)
         await client.ingest(index, "doc", content="the tide", wait="searchable")
     arguments = ["search", index, "tide"]
