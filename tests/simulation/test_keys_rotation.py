@@ -48,7 +48,9 @@ async def quick(tmp_path, monkeypatch):
     monkeypatch.setattr("workers.keys.lifecycle.CLOCK_SKEW_S", 0)
     monkeypatch.setattr("workers.keys.worker._ADVANCE_S", 0.0)
     monkeypatch.setattr("workers.index.background.ROUND_S", 0.2)
-    monkeypatch.setattr("workers.index.shard.ENDED_GRACE_MS", 0)
+    # Sweeps all the time: what they note about garbage has to outlive the key generations.
+    monkeypatch.setattr("workers.index.background.SWEEP_S", 0.0)
+    monkeypatch.setattr("workers.index.shard.SWEEP_S", 0.0)
     world = World(tmp_path, allow_plain_credentials=True)
     world.clock = time.time
     world.settings = world.settings.model_copy(update={"lease_s": LEASE_S})

@@ -68,7 +68,8 @@ class Compactor:
         self._retention_ms = retention_ms
         self._max_segment_bytes = max_segment_bytes
         self._reseal = reseal
-        self._lock = asyncio.Lock()
+        # Held from the choice of the inputs until the output is named, or given up.
+        self.lock = asyncio.Lock()
 
     @property
     def due(self) -> bool:
@@ -87,7 +88,7 @@ class Compactor:
     ) -> Compaction | None:
         """Merge once; see `ShardWriter.compact`."""
         core = self._core
-        async with self._lock:
+        async with self.lock:
             async with core.lock:
                 tables = list(await core.tables())
                 head = core.head

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -34,7 +34,7 @@ from workers.chain.retain import RETENTION_MS
 from workers.chain.rows import Rows
 from workers.chain.segment import BuiltSegment, build_segment
 from workers.chain.state import SegmentTable, change_stats
-from workers.chain.sweep import GRACE_MS, Swept, sweep_shard
+from workers.chain.sweep import GRACE_MS, Centroids, Swept, sweep_shard
 from workers.storage.store import Store
 
 
@@ -229,11 +229,10 @@ class ShardWriter:
             generation=generation,
         )
 
-    async def sweep(
-        self, grace_ms: int = GRACE_MS, *, centroids: Collection[bytes] | None = None
-    ) -> Swept:
-        """Delete the shard's garbage; see `sweep.sweep_shard`."""
-        return await sweep_shard(self._core, grace_ms=grace_ms, centroids=centroids)
+    async def sweep(self, grace_ms: int = GRACE_MS, *, centroids: Centroids | None = None) -> Swept:
+        """Delete the shard's garbage; see `sweep.sweep_shard`. Waits for a merge to be published."""
+        async with self._compactor.lock:
+            return await sweep_shard(self._core, grace_ms=grace_ms, centroids=centroids)
 
     def _decide(
         self, tables: Sequence[SegmentTable], batch: PendingBatch, access: AccessTable

@@ -62,8 +62,8 @@ MAX_NOTED: Final = 100
 """Operations of a micro-batch that the audit is told of as refused."""
 SWEEP_S: Final = 3600.0
 """Seconds between two sweeps of a shard's garbage."""
-ENDED_GRACE_MS: Final = 600_000
-"""Milliseconds after which the garbage of a key generation that has ended is deleted."""
+ENDED_LEASES: Final = 2.0
+"""Lives of a lease after which the garbage of a key generation that has ended is deleted."""
 MAX_LIVE_SEGMENTS: Final = 8
 FRESH_BYTES: Final = 64 * 1024 * 1024
 """About how much the process keeps of what it has just written, to merge it."""
@@ -117,9 +117,12 @@ class Shard:
         # Published, but not told to everybody yet.
         self._unsent: deque[tuple[Published, list[tuple[UpdateOp, ErrorInfo]]]] = deque()
         self._opening = asyncio.Lock()
-        # The oldest key generation that was in the lease.
-        self._oldest = 0
-        self._sweep_grace_ms = GRACE_MS
+        # The oldest and the present key generation of the lease.
+        self._generations = (0, 0)
+        # Of a generation that ended: seconds until its garbage is deleted; sweeps for it that are
+        # still to come.
+        self._ended_grace_s = 0.0
+        self._ended_sweeps = 0
         self._rng = random.Random()  # noqa: S311 - jitter, no secret
 
     @property
@@ -294,15 +297,29 @@ class Shard:
     async def sweep(self) -> None:
         """Delete what no head has named for a day, and what no shard refers to any more.
 
+        After a key generation has ended its garbage goes sooner: marked by one sweep, deleted by
+        the next.
+
         Raises:
             Fenced, Damaged, Retry, Reject.
         """
-        if self.has_head:
-            swept = await (await self.open()).sweep(self._sweep_grace_ms)
-            self._sweep_grace_ms = GRACE_MS
-            metrics.SWEPT.inc(swept.deleted)
-            if self.number == 0:
-                metrics.SWEPT.inc(await self._garbage.sweep(self._readers()))
+        vectors = self._vectors
+        if not self.has_head or vectors is None:
+            return
+        writer = await self.open()
+        ended = self._ended_sweeps > 0
+        grace_ms = int(self._ended_grace_s * 1000) if ended else GRACE_MS
+        async with vectors.epochs_in_use:
+            swept = await writer.sweep(grace_ms, centroids=vectors.named)
+        # It may have published the head once more.
+        self._look(writer)
+        metrics.SWEPT.inc(swept.deleted)
+        if ended:
+            self._ended_sweeps -= 1
+            if self._ended_sweeps:
+                self.sweep_at = time.monotonic() + self._ended_grace_s
+        if self.number == 0:
+            metrics.SWEPT.inc(await self._garbage.sweep(self._readers()))
 
     def _readers(self) -> list[ShardReader]:
         """Make a reader of every shard of the index."""
@@ -467,12 +484,19 @@ class Shard:
         return False
 
     def _note_generations(self, lease: Lease) -> None:
-        """When a generation has ended, sweep what it left soon, and without the long grace."""
-        oldest = min(lease.generations, default=0)
-        if self._oldest and oldest > self._oldest:
-            self.sweep_at = time.monotonic() + ENDED_GRACE_MS / 1000
-            self._sweep_grace_ms = ENDED_GRACE_MS // 2
-        self._oldest = oldest
+        """Sweep when the key generations change: nothing is left under a key that nobody has."""
+        before, self._generations = (
+            self._generations,
+            (min(lease.generations, default=0), lease.generation),
+        )
+        if not any(before) or self._generations == before:
+            return
+        # A new one: what is noted about garbage moves to it.
+        self.sweep_at = time.monotonic()
+        if self._generations[0] > before[0]:
+            # Leases that could still read it end within one life.
+            self._ended_grace_s = ENDED_LEASES * (lease.expires_s - lease.issued_s)
+            self._ended_sweeps = 2
 
     def _good_lease(self) -> Lease:
         if self._lease is None:

@@ -123,6 +123,11 @@ class ShardVectors:
             await writer.publish_state(vector=await self._save(generation, state))
             return True
 
+    def named(self, head: Head) -> set[bytes]:
+        """Return the uids of the centroid objects that a head names. Raises Damaged."""
+        ref = read_ref(head.vector) if head.vector else None
+        return {ref.uid} if ref is not None and ref.uid else set()
+
     async def regroup(self, head: Head, generation: int) -> tuple[Regroup | None, int | None]:
         """Return what a merge needs to group the vectors by the current epoch.
 

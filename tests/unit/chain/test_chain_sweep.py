@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-import pytest
-from chain_kit import INDEX, Clock, Op, batch, make_reader, make_writer, search, search_in
+import asyncio
 
+import pytest
+from chain_kit import INDEX, Clock, Op, batch, keys, make_reader, make_writer, search, search_in
+
+from schemas.errors import ErrorCode
 from workers.chain import bitmap, segment
 from workers.chain.kinds import RowKind
 from workers.chain.sweep import GRACE_MS, Swept
-from workers.errors import Fenced
+from workers.errors import Fenced, Retry
 from workers.storage import layout
 from workers.storage.memory import MemoryStore
 
@@ -113,3 +116,76 @@ async def test_a_damaged_note_only_starts_over(shard) -> None:
     await store.put(note, b"nonsense")
     clock.ms += GRACE_MS
     assert await writer.sweep() == Swept(0, waiting)
+
+
+async def test_what_is_noted_outlives_a_key_generation(shard) -> None:
+    store, writer, clock = shard
+    orphan = layout.segment(INDEX, 0, b"z" * 16)
+    await store.put(orphan, b"orphan")
+    waiting = (await writer.sweep()).waiting
+    writer.use_generation(2)
+    clock.ms += GRACE_MS - 1
+    # Nothing new to note, and the note moves to the new generation all the same.
+    assert await writer.sweep() == Swept(0, waiting)
+    clock.ms += 1
+    writer._core.keys = without_generation_1
+    assert (await writer.sweep()).deleted == waiting
+    assert orphan not in set(store.keys())
+
+
+async def test_a_note_whose_key_generation_ended_only_starts_over(shard) -> None:
+    store, writer, clock = shard
+    await store.put(layout.segment(INDEX, 0, b"z" * 16), b"orphan")
+    waiting = (await writer.sweep()).waiting
+    writer.use_generation(2)
+    writer._core.keys = without_generation_1
+    clock.ms += GRACE_MS
+    assert await writer.sweep() == Swept(0, waiting)
+    clock.ms += GRACE_MS
+    assert (await writer.sweep()).deleted == waiting
+
+
+def without_generation_1(generation: int):
+    if generation == 1:
+        raise Retry(ErrorCode.KEY_UNAVAILABLE, "not in the lease")
+    return keys(generation)
+
+
+async def test_centroids_that_the_head_does_not_name_go_too(shard) -> None:
+    store, writer, clock = shard
+    used, old = (layout.centroids(INDEX, 0, one * 16) for one in (b"u", b"o"))
+    for key in (used, old):
+        await store.put(key, b"sealed")
+    for _ in range(2):
+        await writer.sweep()
+        clock.ms += GRACE_MS
+    assert {used, old} <= set(store.keys())
+    for _ in range(2):
+        await writer.sweep(centroids=lambda head: {b"u" * 16} if head.version else set())
+        clock.ms += GRACE_MS
+    assert used in set(store.keys())
+    assert old not in set(store.keys())
+
+
+async def test_the_output_of_a_merge_is_safe_until_it_is_named(shard, monkeypatch) -> None:
+    store, writer, _ = shard
+    stored, go_on, put = asyncio.Event(), asyncio.Event(), store.put
+
+    async def slow(key: str, data: bytes) -> str:
+        etag = await put(key, data)
+        if "/segments/" in key:
+            stored.set()
+            await go_on.wait()
+        return etag
+
+    monkeypatch.setattr(store, "put", slow)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(writer.compact(everything=True))
+        await stored.wait()
+        sweeping = tasks.create_task(writer.sweep(0))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        go_on.set()
+    assert sweeping.result().deleted
+    assert named(writer) <= set(store.keys())
+    assert await search(make_reader(store), "x") == ["d0", "d1", "d2"]
