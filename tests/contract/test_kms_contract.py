@@ -25,12 +25,14 @@ from kms_worlds import WORLDS
 from schemas.errors import ErrorCode
 from workers.crypto.secret import SecretBytes, random_secret
 from workers.errors import Damaged, Reject
-from workers.kms.base import Kms, context_bytes
+from workers.kms.base import DEADLINE_S, Kms, context_bytes
 from workers.kms.errors import KmsKeyDisabled, KmsKeyGone, KmsUnavailable
 
 CONTEXT = {"index": "00" * 16, "purpose": "kek"}
 # Longer than any deadline: whoever needs it hangs.
 PATIENCE_S = 20.0
+# For servers that never give a good answer: a client may use up its deadline on trying again.
+SHORT_S = 0.4
 
 
 @pytest.fixture(scope="session", params=WORLDS)
@@ -41,8 +43,9 @@ async def world(
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 async def kms(world: World) -> AsyncIterator[Kms]:
+    """One client for all tests that leave the server whole, as a key service has one."""
     opened = world.open()
     yield opened
     await opened.aclose()
@@ -253,9 +256,10 @@ async def test_calls_may_run_together(world: World, kms: Kms, spy: Spy) -> None:
     assert all(await asyncio.gather(*(there_and_back(n) for n in range(8))))
 
 
-async def test_closing_twice_is_harmless(world: World, kms: Kms) -> None:
-    await kms.aclose()
-    await kms.aclose()
+async def test_closing_twice_is_harmless(world: World) -> None:
+    unused = world.open()
+    await unused.aclose()
+    await unused.aclose()
     used = world.open()
     await used.describe(world.one)
     await used.aclose()
@@ -317,7 +321,8 @@ async def test_a_failing_server_is_told_apart_and_recovered_from(
     if fault not in world.faults:
         return
     key = spy.key()
-    kms = world.open(timeout_s=0.4 if fault is Fault.FROZEN else 2.0)
+    answers = fault in (Fault.FOREIGN, Fault.DENIED)
+    kms = world.open(timeout_s=DEADLINE_S if answers else SHORT_S)
     ready = world.open()
     wrapped = await ready.wrap(world.one, key, CONTEXT)
     # The client under test is not connected yet the first time, and is the second time.
@@ -354,7 +359,7 @@ async def test_a_frozen_server_leaves_other_clients_alone(
 ) -> None:
     if Fault.FROZEN not in world.faults:
         return
-    frozen = world.open(timeout_s=0.4)
+    frozen = world.open(timeout_s=SHORT_S)
     async with kms_local_world.start(tmp_path) as elsewhere:
         other, key = elsewhere.open(), spy.key()
         async with world.fault(Fault.FROZEN), asyncio.timeout(PATIENCE_S):
@@ -371,7 +376,7 @@ async def test_a_frozen_server_leaves_other_clients_alone(
 async def test_the_servers_certificate_is_verified(world: World, spy: Spy) -> None:
     if not world.verifies_tls:
         return
-    kms = world.open(trusted=False)
+    kms = world.open(timeout_s=SHORT_S, trusted=False)
     refused = await ask_all(kms, world.one, b"vault:v1:AAAA", spy.key())
     assert {type(error) for error in refused.values()} <= {KmsUnavailable, Damaged}
     assert isinstance(refused["wrap"], KmsUnavailable)
