@@ -147,9 +147,24 @@ class KmsPush(IndexArgs, frozen=True, kw_only=True):
 
 
 class KeyRotate(IndexArgs, frozen=True, kw_only=True):
-    """Of `key.rotate`."""
+    """Of `key.rotate`.
+
+    `new_index_key`: the next KEK, 32 bytes, for level `kek` of an index whose callers keep it.
+    """
 
     level: Level
+    new_index_key: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.new_index_key is not None:
+            check_index_key(self.new_index_key, "new_index_key")
+            if self.level != "kek":
+                raise InvalidMessage("only the level kek takes a key", "new_index_key")
+
+    def new_index_key_bytes(self) -> bytes | None:
+        """Return the next KEK that the caller brings, or None."""
+        text = self.new_index_key
+        return None if text is None else check_index_key(text, "new_index_key")
 
 
 class KeyRevoke(Part, frozen=True, kw_only=True):

@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from schemas.admin import KeyRotate
 from schemas.auth import Auth
-from schemas.errors import ErrorCode
+from schemas.codec import convert
+from schemas.errors import ErrorCode, InvalidMessage
 from schemas.topics import INDEX_UPDATE, dead_letter
-from schemas.values import encode_base64
+from schemas.values import decode_base64, encode_base64
 from workers.chain.head import open_head
 from workers.chain.reader import ShardReader
 from workers.crypto.derive import Purpose
 from workers.crypto.secret import SecretBytes
-from workers.errors import Damaged
+from workers.errors import Damaged, Reject
+from workers.keys.user_keys import UserKeys
 from workers.leases.heads import head_verifier
 from workers.objects.pack import decode_pointer
 from workers.storage import layout
@@ -301,13 +304,168 @@ async def test_only_who_administers_an_index_changes_its_keys(world):
     assert refused.error.code is ErrorCode.FORBIDDEN
 
 
-async def test_callers_that_keep_the_key_keep_its_wrapping_too(world):
-    key = bytes(range(32))
-    auth = {"token": world.token, "index_key": encode_base64(key)}
+# --- keys that callers keep -----------------------------------------------------------------------
+
+OWN, NEXT = bytes(range(32)), bytes(range(32, 64))
+
+
+def owner(world, key):
+    return {"token": world.token, "index_key": encode_base64(key)}
+
+
+async def change_kek(world, before, after):
+    args = {"index": "mine", "level": "kek", "new_index_key": encode_base64(after)}
+    return await world.admin("key.rotate", args, auth=owner(world, before))
+
+
+async def user_key(world, user_id, *permissions, key=OWN):
+    args = {"index": "mine", "user_id": user_id, "permissions": list(permissions)}
+    done = await world.admin("user_key.create", args, auth=owner(world, key))
+    return done.error or decode_base64(done.result["user_key"], "")
+
+
+async def test_user_keys_go_on_when_callers_change_the_key_that_they_keep(world):
+    await world.create("mine", auth=owner(world, OWN), kms={"provider": "none"})
+    uid = world.directory.index("mine").uid
+    keys = {"r": await user_key(world, "r", "read"), "w": await user_key(world, "w", "write")}
+    keys |= {name: await user_key(world, name, "read", "write") for name in ("rw", "old", "gone")}
+
+    async def end(user_id, key):
+        args = {"index": "mine", "user_id": user_id}
+        assert (await world.admin("user_key.delete", args, auth=owner(world, key))).error is None
+
+    def user(name):
+        return client(world, user_key=(name, keys[name]))
+
+    async def check(number):
+        """What each user key may do, it may; and no more."""
+        for name in ("w", "rw"):
+            async with user(name) as c:
+                done = await c.ingest("mine", f"{name}{number}", content="x", wait="searchable")
+                assert done.status == "accepted"
+        for name in ("r", "rw"):
+            async with user(name) as c:
+                found = await c.get("mine", [f"w{number}", f"rw{number}"], include=["content"])
+                assert [hit.content for hit in found] == ["x", "x"]
+        async with user("w") as c:
+            with pytest.raises(Reject, match="FORBIDDEN"):
+                await c.count("mine")
+        async with user("r") as c:
+            with pytest.raises(Reject, match="FORBIDDEN"):
+                await c.ingest("mine", "r", content="x")
+        for name in revoked:
+            async with user(name) as c:
+                with pytest.raises(Reject, match="UNAUTHENTICATED"):
+                    await c.count("mine")
+
+    async with workers(world, *ALL):
+        revoked = ["old"]
+        await end("old", OWN)
+        await check(0)
+        copies = {k: (await world.store.get(k)).data for k in world.stored() if "/keys/" in k}
+        done = await change_kek(world, OWN, NEXT)
+        assert done.error is None, done.error
+        epoch = done.result["epoch"]
+        await check(1)
+        revoked.append("gone")
+        await end("gone", NEXT)
+        await check(2)
+        # The key of before opens nothing, for nobody.
+        assert (await change_kek(world, OWN, OWN)).error.code is ErrorCode.WRONG_KEY
+        async with client(world, index_key=OWN) as c:
+            with pytest.raises(Reject, match="WRONG_KEY"):
+                await c.count("mine")
+        async with client(world, index_key=NEXT) as c:
+            # What users write is of the group of who made the index: not of the key's.
+            assert await c.count("mine") == 0
+    stored = {k for k in world.stored() if "/keys/" in k}
+    assert not stored & set(copies)
+    assert stored >= {layout.envelope(uid, epoch), layout.tag(uid, epoch)}
+    for name in world.stored():
+        data = (await world.store.get(name)).data
+        assert not [key for key in (OWN, NEXT, *keys.values()) if key in data]
+    # A key service that begins now is given the key by whoever comes, users too.
+    await world.running.end()
+    await world.start_service("keys-2")
+    async with workers(world, *ALL):
+        await check(3)
+    # Keys put back are of an epoch that the catalog does not name.
+    for name, data in copies.items():
+        await world.store.put(name, data)
+    assert (await change_kek(world, OWN, OWN)).error.code is ErrorCode.WRONG_KEY
+    assert (await change_kek(world, NEXT, OWN)).error is None
+
+
+async def test_a_user_key_made_while_the_key_changes_works_or_is_refused(world, monkeypatch):
+    await world.create("mine", auth=owner(world, OWN), kms={"provider": "none"})
+    between, late = [], []
+    reseal, create = UserKeys.reseal, UserKeys.create
+
+    async def resealing(self, record, index_key, *, epoch, keep):
+        await reseal(self, record, index_key, epoch=epoch, keep=keep)
+        if keep and not between:
+            between.append(await user_key(world, "between", "read"))
+
+    async def creating(self, record, user_id, *args, **options):
+        if user_id == "late":
+            late.append(await change_kek(world, NEXT, OWN))
+        return await create(self, record, user_id, *args, **options)
+
+    monkeypatch.setattr(UserKeys, "reseal", resealing)
+    monkeypatch.setattr(UserKeys, "create", creating)
+    assert (await change_kek(world, OWN, NEXT)).error is None
+    refused = await user_key(world, "late", "read", key=NEXT)
+    assert refused.code is ErrorCode.CONFLICT
+    assert late[0].error is None
+    await world.running.end()
+    await world.start_service("keys-2")
+    async with workers(world, "query"), client(world, user_key=("between", between[0])) as c:
+        assert await c.count("mine") == 0
+    async with client(world, index_key=OWN) as c:
+        assert [one["user_id"] for one in await c.list_user_keys("mine")] == ["between"]
+
+
+async def test_user_keys_go_on_when_the_data_key_changes(quick):
+    world = quick
+    await world.create("mine", auth=owner(world, OWN), kms={"provider": "none"})
+    kept, ended = [await user_key(world, name, "read", "write") for name in ("kept", "ended")]
+    async with workers(world, *ALL, lease_s=LEASE_S), client(world, user_key=("kept", kept)) as c:
+        await c.ingest("mine", "d", content="before", wait="searchable")
+        assert (await rotate(world, "dek", "mine", auth=owner(world, OWN))).error is None
+        async with asyncio.timeout(60), client(world, index_key=OWN) as own:
+            while (await own.key_status("mine"))["rotation"] is not None:
+                [found] = await c.get("mine", ["d"], include=["content"])
+                assert found.content == "before"
+            await own.delete_user_key("mine", "ended")
+        await c.ingest("mine", "d", content="after", wait="searchable")
+        [found] = await c.get("mine", ["d"], include=["content"])
+        assert found.content == "after"
+        async with client(world, user_key=("ended", ended)) as other:
+            with pytest.raises(Reject, match="UNAUTHENTICATED"):
+                await other.count("mine")
+
+
+async def test_who_keeps_the_key_brings_the_next_one(world):
+    auth = owner(world, OWN)
     await world.create("mine", auth=auth, kms={"provider": "none"})
-    for level in ("kms", "kek"):
-        refused = await rotate(world, level, "mine", auth=auth)
-        assert refused.error.code is ErrorCode.UNSUPPORTED
+    await world.create(INDEX)
+    stored = [k for k in world.stored() if "/keys/" in k]
+    refused = await rotate(world, "kms", "mine", auth=auth)
+    assert refused.error.code is ErrorCode.UNSUPPORTED
+    refused = await rotate(world, "kek", "mine", auth=auth)
+    assert (refused.error.code, refused.error.field) == (
+        ErrorCode.INVALID_MESSAGE,
+        "args.new_index_key",
+    )
+    args = {"index": INDEX, "level": "kek", "new_index_key": encode_base64(NEXT)}
+    assert (await world.admin("key.rotate", args)).error.code is ErrorCode.UNSUPPORTED
+    # What is wrong for every index is refused by whoever would send it.
+    for level, key in (("dek", NEXT), ("kek", bytes(31))):
+        with pytest.raises(InvalidMessage, match="key"):
+            convert(
+                KeyRotate, {"index": "mine", "level": level, "new_index_key": encode_base64(key)}
+            )
+    assert [k for k in world.stored() if "/keys/" in k] == stored
     assert (await rotate(world, "dek", "mine")).error.code is ErrorCode.WRONG_KEY
     done = await rotate(world, "dek", "mine", auth=auth)
     assert done.result["generations"] == [1, 2]

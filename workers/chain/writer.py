@@ -230,7 +230,7 @@ class ShardWriter:
         )
 
     async def sweep(self, grace_ms: int = GRACE_MS, *, centroids: Centroids | None = None) -> Swept:
-        """Delete the shard's garbage; see `sweep.sweep_shard`. Waits for a merge to be published."""
+        """Delete the shard's garbage; see `sweep.sweep_shard`. A merge that runs is awaited."""
         async with self._compactor.lock:
             return await sweep_shard(self._core, grace_ms=grace_ms, centroids=centroids)
 

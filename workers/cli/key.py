@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from cyclopts import App, Parameter
 
 from workers.cli.common import COMMON, OK, USAGE, AsJson, Common, complain, fail, say, say_json
-from workers.cli.connect import IndexKey, connected
+from workers.cli.connect import IndexKey, connected, read_index_key
 from workers.cli.show import moment, printable
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ async def rotate(
     level: Literal["kms", "kek", "dek"] = "dek",
     wait: Annotated[bool, Parameter(negative="")] = False,
     index_key: IndexKey = None,
+    new_index_key: Path | None = None,
     json: AsJson = False,
     common: Common = COMMON,
 ) -> int:
@@ -143,9 +144,12 @@ async def rotate(
         new data key, to which all data move in the background; the old one is destroyed then.
     wait
         Until the data key is changed; shows how far it is.
+    new_index_key
+        For kek, where callers keep the index's key: file with the next one, 32 raw bytes.
     """
+    new_key = None if new_index_key is None else read_index_key(new_index_key)
     async with connected(common, index_key) as client:
-        done = await client.rotate_key(name, level)
+        done = await client.rotate_key(name, level, new_index_key=new_key)
         if wait and level == "dek":
             done = await _wait(client, name)
     if json:
@@ -261,9 +265,17 @@ def read_line(path: Path) -> str:
 
 async def _wait(client: Client, name: str) -> dict[str, Any]:
     """Wait until no change goes on; tell each step once."""
+    from workers.errors import Retry
+
     told = ""
     while True:
-        found = await client.key_status(name)
+        try:
+            found = await client.key_status(name)
+        except Retry as error:
+            # The change goes on by itself: that nobody answers just now is no reason to give up.
+            complain(f"{printable(name)}: no answer ({error.code.value}), asking again")
+            await asyncio.sleep(_POLL_S)
+            continue
         if found.get("rotation") is None:
             return found
         line = _line(found)

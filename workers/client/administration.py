@@ -66,12 +66,28 @@ class Administration:
 
     # --- keys and workers --------------------------------------------------------------------
 
-    async def rotate_key(self, index: str, level: Literal["kms", "kek", "dek"]) -> dict[str, Any]:
+    async def rotate_key(
+        self,
+        index: str,
+        level: Literal["kms", "kek", "dek"],
+        *,
+        new_index_key: bytes | None = None,
+    ) -> dict[str, Any]:
         """Change a key of an index: its wrapping by the KMS, its KEK, or its data key.
 
         The data key is changed in the background: `key_status` tells how far it is.
+
+        Args:
+            index: its name.
+            level: which key.
+            new_index_key: for `kek` of an index whose callers keep it: the next one, 32 bytes. From
+                then on a client of this index needs it as `index_key`; user keys go on. Should no
+                answer come, one of the two keys is the right one.
         """
-        return await self._admin.run("key.rotate", {"index": index, "level": level})
+        args: dict[str, Any] = {"index": index, "level": level}
+        if new_index_key is not None:
+            args["new_index_key"] = encode_base64(new_index_key)
+        return await self._admin.run("key.rotate", args)
 
     async def key_status(self, index: str) -> dict[str, Any]:
         """Return generations, epoch and wrapping of an index's keys, and a change that goes on."""

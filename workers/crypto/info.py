@@ -22,6 +22,7 @@ HPKE (`info(Info.X, *context)`):
     QUERY_RESULT   caller's reply key    query-result                request id
     INGEST_RESULT  producer's reply key  ingest-result               index name, id
     RESULT_KEY     producer's reply key  key of several such results index name
+    USER_KEY       who has a user key    KEK of the callers          index uid, user id, epoch
 
 Signatures (`SigningKey.sign(Info.X, *parts)`; of MESSAGE and INGEST_RESULT also several together,
 `together.py`, over "together" and the root of their tree):
@@ -73,6 +74,7 @@ class Info(StrEnum):
     QUERY_RESULT = "query-result"
     INGEST_RESULT = "ingest-result"
     RESULT_KEY = "result-key"
+    USER_KEY = "user-key"
     MESSAGE = "message"
     CERTIFICATE = "certificate"
     DIRECTORY = "directory"

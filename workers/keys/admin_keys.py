@@ -27,16 +27,20 @@ from schemas.admin import (
     WorkerJoin,
 )
 from schemas.codec import to_plain
+from schemas.errors import ErrorCode
 from schemas.values import decode_base64, encode_base64
+from workers.crypto.secret import SecretBytes
 from workers.errors import Reject, Retry, SealstreamError
 from workers.keys.asked import Asked, Operation, Result, begun
-from workers.keys.catalog import IndexRecord, unknown_index
+from workers.keys.catalog import PROVIDER_NONE, IndexRecord, unknown_index
 from workers.keys.enrolment import Enrolment
 from workers.keys.indexes import Indexes
+from workers.keys.keyring import KeyRing
 from workers.keys.lifecycle import Lifecycle
 from workers.keys.policy import check_administrator, check_owner
 from workers.keys.publish import Publisher
 from workers.keys.revocations import RevocationLog
+from workers.keys.user_keys import UserKeys
 from workers.leases.certificate import Clock, WorkerCertificate
 from workers.leases.enrolment import Terms
 from workers.leases.revocation import Kind
@@ -49,6 +53,7 @@ class KeyOperations:
         self,
         *,
         indexes: Indexes,
+        user_keys: UserKeys,
         publisher: Publisher,
         lifecycle: Lifecycle,
         revocations: RevocationLog,
@@ -58,6 +63,7 @@ class KeyOperations:
     ) -> None:
         """Prepare; `administrators` is the group whose members administer the realm."""
         self._indexes = indexes
+        self._user_keys = user_keys
         self._publisher = publisher
         self._lifecycle = lifecycle
         self._revocations = revocations
@@ -80,8 +86,10 @@ class KeyOperations:
     # --- keys of an index -------------------------------------------------------------------------
 
     async def _rotate(self, asked: Asked) -> Result:
-        level = cast("KeyRotate", asked.arguments).level
+        arguments = cast("KeyRotate", asked.arguments)
+        level = arguments.level
         record, etag = await self._owned(asked)
+        new_key = _new_index_key(arguments, record)
         # A key that is changed is asked of the KMS, whatever is cached: during an outage nothing
         # is changed.
         ring = await self._indexes.open(
@@ -93,16 +101,31 @@ class KeyOperations:
             if level == "dek":
                 record = await self._lifecycle.begin(record, etag, ring)
             elif level == "kek":
-                epoch = await hierarchy.new_epoch(record, ring)
-                record = await self._indexes.change(record, etag, epoch=epoch, envelope=0)
-                hierarchy.forget(record.uid)
-                await hierarchy.drop_epochs(record)
+                record = await self._change_kek(record, etag, ring, new_key)
             else:
                 envelope = await hierarchy.rewrap(record)
                 record = await self._indexes.change(record, etag, envelope=envelope.version)
             await self._publisher.index(record)
             await asked.grant()
         return {"index": record.index, "level": level, **_keys(record)}
+
+    async def _change_kek(
+        self, record: IndexRecord, etag: str, ring: KeyRing, new_key: SecretBytes | None
+    ) -> IndexRecord:
+        """Change a KEK. `new_key`: the next one, where callers keep it."""
+        hierarchy, user_keys = self._indexes.hierarchy, self._user_keys
+        epoch = await hierarchy.new_epoch(record, ring, new_key)
+        if new_key is not None:
+            await user_keys.reseal(record, new_key, epoch=epoch, keep=[record.epoch])
+        record = await self._indexes.change(record, etag, epoch=epoch, envelope=0)
+        hierarchy.forget(record.uid)
+        if new_key is not None:
+            # Leases are renewed from it: workers ask without a caller.
+            await self._indexes.open(record, index_key=new_key)
+            # Once more, for those that were made meanwhile.
+            await user_keys.reseal(record, new_key, epoch=epoch, keep=[])
+        await hierarchy.drop_epochs(record)
+        return record
 
     async def _status(self, asked: Asked) -> Result:
         record, _ = await self._owned(asked)
@@ -196,6 +219,34 @@ class KeyOperations:
 
     def _check_administrator(self, asked: Asked) -> None:
         check_administrator(asked.principal, self._administrators)
+
+
+def _new_index_key(arguments: KeyRotate, record: IndexRecord) -> SecretBytes | None:
+    """Return the KEK that a caller brings, who keeps it; None where a KMS does.
+
+    Raises:
+        Reject: UNSUPPORTED, a KMS keeps the key, or none does; INVALID_MESSAGE, no key is brought.
+    """
+    key = arguments.new_index_key_bytes()
+    if record.provider != PROVIDER_NONE:
+        if key is not None:
+            raise Reject(
+                ErrorCode.UNSUPPORTED,
+                "a KMS keeps the key of this index: it makes the next one",
+                field="args.new_index_key",
+            )
+        return None
+    if arguments.level == "kms":
+        raise Reject(
+            ErrorCode.UNSUPPORTED, "its callers keep the key of this index", field="args.level"
+        )
+    if arguments.level == "kek" and key is None:
+        raise Reject(
+            ErrorCode.INVALID_MESSAGE,
+            "the callers of this index keep its key: send the next one",
+            field="args.new_index_key",
+        )
+    return None if key is None else SecretBytes(key)
 
 
 def _terms(arguments: WorkerInvite | WorkerEnroll) -> Terms:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import cast
 
 from schemas.admin import AdminOp, UserKeyCreate, UserKeyDelete
+from schemas.errors import ErrorCode
 from schemas.values import encode_base64
+from workers.errors import Reject
 from workers.keys.asked import Asked, Operation, Result, begun
 from workers.keys.catalog import IndexRecord, unknown_index
 from workers.keys.indexes import Indexes
@@ -43,6 +45,7 @@ class UserKeyOperations:
                 request_id=asked.request.request_id,
                 index_key=asked.principal.index_key,
             )
+            await self._check_epoch(record, arguments.user_id)
             await asked.grant()
         return {
             "index": record.index,
@@ -50,6 +53,13 @@ class UserKeyOperations:
             "user_key": encode_base64(key),
             "permissions": sorted(set(arguments.permissions)),
         }
+
+    async def _check_epoch(self, record: IndexRecord, user_id: str) -> None:
+        """Take back a user key with a KEK that has been changed since it was asked for."""
+        found = await self._indexes.catalog.find(record.index)
+        if found is not None and found[0].epoch != record.epoch:
+            await self._user_keys.delete(record, user_id)
+            raise Reject(ErrorCode.CONFLICT, "the key of the index is being changed: try again")
 
     async def _list(self, asked: Asked) -> Result:
         record = await self._owned(asked)

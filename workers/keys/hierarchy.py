@@ -231,29 +231,37 @@ class Hierarchy:
             raise Reject(ErrorCode.CONFLICT, "the key is being changed: try again") from error
         return after
 
-    async def new_epoch(self, record: IndexRecord, ring: KeyRing) -> int:
+    async def new_epoch(
+        self, record: IndexRecord, ring: KeyRing, index_key: SecretBytes | None = None
+    ) -> int:
         """Make the next KEK, and store everything under it once more; return its epoch.
 
         Nothing changes for anybody until the catalog names that epoch.
 
+        Args:
+            record: of the index.
+            ring: its keys.
+            index_key: the next KEK itself, for provider `none`.
+
         Raises:
             Retry: KEY_UNAVAILABLE, STORAGE_UNAVAILABLE.
-            Reject: UNSUPPORTED, its callers keep the KEK.
         """
-        self._check_kms(record)
         now_ms = int(self._clock() * 1000)
         epoch, uid = max(now_ms, record.epoch + 1), record.uid
-        kek = random_secret()
-        answer = await self._timed(
-            "wrap", self._kms.wrap(record.key_id, kek, kms_context(uid, epoch))
-        )
+        kek = random_secret() if index_key is None else SecretBytes(index_key.view())
+        wrapped, version = b"", ""
+        if index_key is None:
+            answer = await self._timed(
+                "wrap", self._kms.wrap(record.key_id, kek, kms_context(uid, epoch))
+            )
+            wrapped, version = answer.data, answer.version
         envelope = Envelope(
             index_uid=uid.hex(),
             epoch=epoch,
-            provider=self._kms.name,
+            provider=self._kms.name if index_key is None else PROVIDER_NONE,
             key_id=record.key_id,
-            wrap_version=answer.version,
-            wrapped=base64.b64encode(answer.data).decode("ascii"),
+            wrap_version=version,
+            wrapped=base64.b64encode(wrapped).decode("ascii"),
             commitment=commitment(kek, uid, epoch),
             created_ms=now_ms,
         )

@@ -1,9 +1,10 @@
 """User keys: 32 random bytes that let one user read from an index, write to it, or both.
 
 The record of a key, in sealed pages of its index (realm key `user-key`), holds the SHA-256 of the
-key, never the key. Where the callers keep the index's KEK (provider `none`) it holds that too,
-sealed under PRF(realm key, index uid, user key): realm and bucket together do not open it, somebody
-has to show the user key.
+key, never the key. Where the callers keep the index's KEK (provider `none`) it holds that too, by
+epoch, sealed to a pair whose seed is PRF(realm key, index uid, user key): realm and bucket together
+do not open it, somebody has to show the user key. The record holds the public half, so that a later
+KEK can be sealed for users who are not there (`reseal`).
 
 Deleting the record ends the key: the key service refuses it at once, workers within the 60 s for
 which they reuse a decision.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,9 +23,9 @@ import msgspec
 
 from schemas.errors import ErrorCode
 from workers.crypto.derive import prf
-from workers.crypto.errors import OpenFailed
-from workers.crypto.lp import lp
-from workers.crypto.seal import SealPurpose, open_sealed, seal
+from workers.crypto.errors import InvalidKey, OpenFailed
+from workers.crypto.hpke import HpkePrivateKey, HpkePublicKey, HpkeSuite
+from workers.crypto.info import Info, info
 from workers.crypto.secret import SecretBytes
 from workers.errors import Damaged, Reject
 from workers.identity.pages import Pages
@@ -42,7 +43,8 @@ class UserKeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         sha256: of the key.
         permissions: `read`, `write`, or both.
-        kek: of an index whose callers keep it, sealed; else b"".
+        public: of an index whose callers keep its KEK: what that is sealed to; else b"".
+        keks: the KEK, sealed, by epoch.
         request_id: of the request that made it.
     """
 
@@ -50,7 +52,8 @@ class UserKeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     user_id: str
     sha256: bytes
     permissions: list[Permission]
-    kek: bytes = b""
+    public: bytes = b""
+    keks: dict[int, bytes] = {}
     created_ms: int
     request_id: str
 
@@ -70,11 +73,24 @@ class UserKeys:
     """Makes, lists, checks and deletes user keys."""
 
     def __init__(
-        self, pages: Pages[UserKeyRecord], realm: Realm, *, clock: Clock = time.time
+        self,
+        pages: Pages[UserKeyRecord],
+        realm: Realm,
+        *,
+        suite: HpkeSuite,
+        clock: Clock = time.time,
     ) -> None:
-        """Prepare; the scope of `pages` is the uid of an index."""
+        """Prepare.
+
+        Args:
+            pages: their scope is the uid of an index.
+            realm: has the key of all this.
+            suite: of the pairs that KEKs are sealed to.
+            clock: seconds since 1970.
+        """
         self._pages = pages
         self._key = realm.key(RealmPurpose.USER_KEY)
+        self._suite = suite
         self._clock = clock
 
     async def create(
@@ -101,20 +117,17 @@ class UserKeys:
             Reject: CONFLICT, the user has a key. Damaged. Retry.
         """
         key = prf(seed, "user key", record.uid, user_id)[:KEY_BYTES]
-        kek = b""
+        public, keks = b"", {}
         if record.provider == PROVIDER_NONE and index_key is not None:
-            kek = seal(
-                self._kek_key(record.uid, key),
-                index_key.view(),
-                purpose=SealPurpose.USER_KEY,
-                index_uid=record.uid,
-                object_id=_object_id(user_id),
-            )
+            half = self._pair(self._suite, record.uid, key).public
+            public = half.encode()
+            keks[record.epoch] = _sealed(half, record.uid, user_id, record.epoch, index_key)
         made = UserKeyRecord(
             user_id=user_id,
             sha256=hashlib.sha256(key).digest(),
             permissions=sorted(set(permissions)),
-            kek=kek,
+            public=public,
+            keks=keks,
             created_ms=int(self._clock() * 1000),
             request_id=request_id,
         )
@@ -147,6 +160,36 @@ class UserKeys:
 
         await self._pages.change(user_id, remove, record.uid)
 
+    async def reseal(
+        self, record: IndexRecord, index_key: SecretBytes, *, epoch: int, keep: Collection[int]
+    ) -> None:
+        """Give every user key of an index a KEK that its callers keep.
+
+        Args:
+            record: of the index.
+            index_key: the KEK.
+            epoch: of the KEK.
+            keep: other epochs whose KEKs stay; all others are dropped.
+
+        Raises:
+            Damaged. Retry.
+        """
+
+        def change(known: UserKeyRecord | None) -> UserKeyRecord | None:
+            if known is None or not known.public:
+                return known
+            keks = {one: sealed for one, sealed in known.keks.items() if one in {epoch, *keep}}
+            if epoch not in keks:
+                try:
+                    half = HpkePublicKey.decode(known.public)
+                except InvalidKey as error:
+                    raise _damaged() from error
+                keks[epoch] = _sealed(half, record.uid, known.user_id, epoch, index_key)
+            return msgspec.structs.replace(known, keks=keks)
+
+        for user_id in [user_id async for user_id, _ in self._pages.all(record.uid)]:
+            await self._pages.change(user_id, change, record.uid)
+
     async def forget(self, uid: bytes) -> None:
         """Delete the records of an index that is deleted. Raises Retry."""
         await self._pages.drop(uid)
@@ -166,24 +209,29 @@ class UserKeys:
                 field="auth",
             )
         kek = None
-        if known.kek:
+        # Of an epoch that this process has not heard of yet there may be none.
+        if (sealed := known.keks.get(record.epoch)) is not None:
             try:
-                kek = SecretBytes(
-                    open_sealed(
-                        self._kek_key(record.uid, key),
-                        known.kek,
-                        purpose=SealPurpose.USER_KEY,
-                        index_uid=record.uid,
-                        object_id=_object_id(user_id),
-                    )
-                )
-            except OpenFailed as error:
-                raise Damaged(ErrorCode.DAMAGED, "a user key's record does not open") from error
+                suite = HpkePublicKey.decode(known.public).suite
+                pair = self._pair(suite, record.uid, key)
+                kek = SecretBytes(pair.open(_info(record.uid, user_id, record.epoch), sealed))
+            except (OpenFailed, InvalidKey) as error:
+                raise _damaged() from error
         return KnownUser(frozenset(known.permissions), kek)
 
-    def _kek_key(self, uid: bytes, key: bytes) -> bytes:
-        return prf(self._key, "kek", uid, key)[:KEY_BYTES]
+    def _pair(self, suite: HpkeSuite, uid: bytes, key: bytes) -> HpkePrivateKey:
+        return HpkePrivateKey.from_seed(suite, prf(self._key, "kek", uid, key)[:KEY_BYTES])
 
 
-def _object_id(user_id: str) -> bytes:
-    return lp("kek", user_id)
+def _sealed(
+    half: HpkePublicKey, uid: bytes, user_id: str, epoch: int, index_key: SecretBytes
+) -> bytes:
+    return half.seal(_info(uid, user_id, epoch), index_key)
+
+
+def _info(uid: bytes, user_id: str, epoch: int) -> bytes:
+    return info(Info.USER_KEY, uid, user_id, epoch)
+
+
+def _damaged() -> Damaged:
+    return Damaged(ErrorCode.DAMAGED, "a user key's record does not open")

@@ -237,6 +237,7 @@ class KeyService:
                 spread=1,
             ),
             realm,
+            suite=suite,
             clock=clock,
         )
         callers = Callers(
@@ -318,6 +319,7 @@ class KeyService:
         )
         key_operations = KeyOperations(
             indexes=indexes,
+            user_keys=user_keys,
             publisher=self._publisher,
             lifecycle=self._lifecycle,
             revocations=self._revocations,
