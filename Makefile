@@ -4,7 +4,7 @@
 #   make up / down  the local stack in the background, in HOME_DIR (default .sealstream)
 #   make check      format, lint, types, layers, generated schemas, unit tests
 #   make test       all tests but those that take minutes
-#   make test-long  those that take minutes
+#   make test-long  those that take minutes (those in containers are skipped where Docker is not)
 #   make test-containers  those in containers: needs Docker and the images (.ci/containers)
 #   make test-kafka the tests of the running system on Apache Kafka (ARGS="-m core": the short way)
 #   make mutations  remove every defence of keys and leases in turn: a test must notice
@@ -76,7 +76,7 @@ test: $(VENV)/.dev-stamp
 	$(BIN)/pytest -m "not long and not kafka and not containers" $(ARGS)
 
 test-long: $(VENV)/.dev-stamp
-	$(BIN)/pytest -m "long and not kafka and not containers" $(ARGS)
+	$(BIN)/pytest -m "long and not kafka" $(ARGS)
 
 test-containers: $(VENV)/.dev-stamp
 	$(BIN)/pytest -m "containers and not long" tests/integration/containers $(ARGS)

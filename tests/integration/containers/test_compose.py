@@ -256,14 +256,17 @@ def test_only_the_key_service_reaches_the_kms(system: Composed) -> None:
 # --- it survives ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("count", [1200, pytest.param(None, marks=pytest.mark.long)])
 async def test_kills_in_the_middle_of_an_ingest(
-    system: Composed, client: Client, docker_client: Any
+    system: Composed, client: Client, docker_client: Any, count: int | None
 ) -> None:
-    """`docker kill`, `docker start`: every mail is there, once."""
-    mails = documents(1200)
+    """`docker kill`, `docker start`: every mail is there, once. None: all of the collection."""
+    mails = documents(count)
     index = new_name("killed")
     await client.create_index(index)
-    kills = {300: "ingest", 600: "index", 900: "keys"}
+    killed = ("ingest", "index", "keys", "query")
+    part = len(mails) // (len(killed) + 1)
+    kills = {part * (n + 1): service for n, service in enumerate(killed)}
     done = []
     operations = [mail.upsert(index) for mail in mails]
     async for result in client.ingest_many(operations, in_flight=200, timeout_s=DEADLINE_S):
