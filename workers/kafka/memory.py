@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
-
-from aiokafka.partitioner import murmur2
 
 from schemas.errors import ErrorCode
 from workers.errors import Reject
 from workers.kafka.broker import TP, Delivered, Headers, Record
 from workers.kafka.errors import unavailable
 from workers.kafka.memory_group import MemoryGroup, MemoryGroupReader
+from workers.kafka.memory_logs import MemoryLogs
 
 if TYPE_CHECKING:
     from schemas.topics import TopicSpec
@@ -28,7 +26,7 @@ _MAX_RECORDS = 1000
 _PROBE_S = 0.001
 
 
-class MemoryBroker:
+class MemoryBroker(MemoryLogs):
     """A `Broker` in memory. See `broker.Broker` for the verbs.
 
     Args:
@@ -46,31 +44,25 @@ class MemoryBroker:
         max_record_bytes: int = 900_000,
         rebalance_timeout_s: float = 10.0,
     ) -> None:
+        super().__init__(topics or {})
         self.clock_ms = clock_ms
         self.max_record_bytes = max_record_bytes
         self.rebalance_timeout_s = rebalance_timeout_s
-        self.logs: dict[TP, Log] = {}
-        self._counts: dict[str, int] = {}
         self._groups: dict[str, MemoryGroup] = {}
-        self._faults: list[_Fault] = []
-        self._round_robin: dict[str, int] = defaultdict(int)
-        self._changed = asyncio.Event()
-        for name, partitions in (topics or {}).items():
-            self._create(name, partitions)
 
     # What tests do to it.
 
     def drop_next(self, topic: str, *, times: int = 1, appended: bool = False) -> None:
         """Let the next sends to `topic` fail; with `appended` only the acknowledgement is lost."""
-        self._faults.append(_Fault(f"send {topic}", times, appended))
+        self.order(f"send {topic}", times, after=appended)
 
     def fail_commits(self, group: str, *, times: int = 1) -> None:
         """Let the next commits of `group` fail with Retry; nothing is committed."""
-        self._faults.append(_Fault(f"commit {group}", times, after=False))
+        self.order(f"commit {group}", times)
 
     def fail_fetches(self, group: str, *, times: int = 1) -> None:
         """Let the next fetches of `group` return nothing, as after a lost connection."""
-        self._faults.append(_Fault(f"fetch {group}", times, after=False))
+        self.order(f"fetch {group}", times)
 
     async def rebalance(self, group: str) -> None:
         """Revoke and assign all partitions of a group, as when a member comes or goes."""
@@ -113,7 +105,9 @@ class MemoryBroker:
         self, group: str, topics: Sequence[str], *, bulk: bool, wait_ms: int | None = None
     ) -> MemoryGroupReader:
         """Return a member of `group`, not started."""
-        return MemoryGroupReader(self, self._group(group), topics)
+        return MemoryGroupReader(
+            self, self._group(group), topics, rebalance_timeout_s=self.rebalance_timeout_s
+        )
 
     def topic_reader(
         self,
@@ -127,13 +121,13 @@ class MemoryBroker:
 
     async def partitions(self, topic: str) -> int:
         """Return the number of partitions, 0 if the topic does not exist."""
-        return self._counts.get(topic, 0)
+        return self.counts.get(topic, 0)
 
     async def ensure_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
         """Create the missing topics; return their names."""
-        missing = [spec for spec in specs if spec.name not in self._counts]
+        missing = [spec for spec in specs if spec.name not in self.counts]
         for spec in missing:
-            self._create(spec.name, spec.partitions)
+            self.create(spec.name, spec.partitions)
         return [spec.name for spec in missing]
 
     async def lag(self, group: str, topics: Sequence[str]) -> dict[TP, int]:
@@ -153,104 +147,8 @@ class MemoryBroker:
     async def aclose(self) -> None:
         """Nothing to release."""
 
-    # For the readers and producers below.
-
-    def append(self, record: Record) -> Delivered:
-        """Append a record, whatever its offset says, and wake who waits."""
-        delivered = self.logs[record.tp].append(record)
-        self.wake()
-        return delivered
-
-    def wake(self) -> None:
-        """Let everybody who waits look again."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def wait(self, until_s: float) -> bool:
-        """Wait for `wake`; return False at the time `until_s` of the event loop."""
-        changed = self._changed
-        try:
-            async with asyncio.timeout_at(until_s):
-                await changed.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    def fault(self, what: str) -> _Fault | None:
-        """Return the failure that was ordered for this step, once."""
-        for fault in self._faults:
-            if fault.what == what:
-                fault.times -= 1
-                if not fault.times:
-                    self._faults.remove(fault)
-                return fault
-        return None
-
-    def choose(self, topic: str, key: bytes | None) -> int:
-        """Return a partition as Kafka's default partitioner does; without key in turns."""
-        count = self._counts[topic]
-        if key is not None:
-            return int(murmur2(key) & 0x7FFFFFFF) % count
-        self._round_robin[topic] += 1
-        return (self._round_robin[topic] - 1) % count
-
-    def resolve(self, topics: Sequence[str | TP]) -> list[TP]:
-        """Return the partitions of topics; raises Retry if one does not exist."""
-        partitions: list[TP] = []
-        for topic in topics:
-            if isinstance(topic, TP):
-                partitions.append(topic)
-            elif topic in self._counts:
-                partitions += [TP(topic, number) for number in range(self._counts[topic])]
-            else:
-                raise unavailable(f"the topic {topic} does not exist")
-        return partitions
-
-    def _create(self, name: str, partitions: int) -> None:
-        self._counts[name] = partitions
-        for number in range(partitions):
-            self.logs[TP(name, number)] = Log()
-
     def _group(self, name: str) -> MemoryGroup:
         return self._groups.setdefault(name, MemoryGroup(self, name))
-
-
-class _Fault:
-    __slots__ = ("after", "times", "what")
-
-    def __init__(self, what: str, times: int, after: bool) -> None:
-        self.what, self.times, self.after = what, times, after
-
-
-class Log:
-    """The records of a partition; `begin` and `end` are offsets."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-        self.begin = self.end = 0
-
-    def append(self, record: Record) -> Delivered:
-        """Give the record the next offset and keep it."""
-        offset, self.end = self.end, self.end + 1
-        self.records.append(
-            Record(
-                record.topic,
-                record.partition,
-                offset,
-                record.timestamp_ms,
-                record.key,
-                record.value,
-                record.headers,
-            )
-        )
-        return Delivered(record.partition, offset)
-
-    def read(self, offset: int, limit: int) -> list[Record]:
-        """Return up to `limit` records from `offset`; out of range begins at the oldest."""
-        if not self.begin <= offset <= self.end:
-            offset = self.begin
-        skip = max(0, offset - self.begin)
-        return self.records[skip : skip + limit]
 
 
 class MemoryProducer:

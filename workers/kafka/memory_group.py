@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from workers.kafka.broker import TP, OnAssigned, OnRevoked, Record
 from workers.kafka.errors import PartitionLost, unavailable
-
-if TYPE_CHECKING:
-    from workers.kafka.memory import MemoryBroker
+from workers.kafka.memory_logs import MemoryLogs
 
 
 class MemoryGroup:
     """Members in the order in which they joined, and the committed offsets."""
 
-    def __init__(self, broker: MemoryBroker, name: str) -> None:
+    def __init__(self, broker: MemoryLogs, name: str) -> None:
         self.name = name
         self.committed: dict[TP, int] = {}
         self._broker = broker
@@ -93,8 +90,15 @@ class MemoryGroup:
 class MemoryGroupReader:
     """A `GroupReader` of a `MemoryBroker`. `positions` holds what is assigned."""
 
-    def __init__(self, broker: MemoryBroker, group: MemoryGroup, topics: Sequence[str]) -> None:
-        self.rebalance_timeout_s = broker.rebalance_timeout_s
+    def __init__(
+        self,
+        broker: MemoryLogs,
+        group: MemoryGroup,
+        topics: Sequence[str],
+        *,
+        rebalance_timeout_s: float,
+    ) -> None:
+        self.rebalance_timeout_s = rebalance_timeout_s
         self.topics = list(topics)
         self.positions: dict[TP, int | None] = {}
         self.expelled = False

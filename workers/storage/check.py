@@ -18,7 +18,6 @@ one object of 256 bytes, always the same.
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Literal
 
 from schemas.errors import ErrorCode
 from workers.errors import Fatal
@@ -30,11 +29,7 @@ from workers.storage.errors import (
     PreconditionFailed,
     StorageError,
 )
-
-if TYPE_CHECKING:
-    from workers.storage.store import Store
-
-Role = Literal["all", "keys", "ingest", "index", "query"]
+from workers.storage.store import Role, Store
 
 _BODY = bytes(range(256))
 _UPDATE = "use a server with conditional writes"

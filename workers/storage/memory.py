@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from workers.storage.check import Role, check_store
+from workers.storage.check import check_store
 from workers.storage.errors import (
     AlreadyExists,
     NotFound,
@@ -21,7 +21,7 @@ from workers.storage.errors import (
     ReadOnly,
     unavailable,
 )
-from workers.storage.store import ObjectInfo, Stored, StoreStats
+from workers.storage.store import ObjectInfo, Role, Stored, StoreStats
 
 Verb = Literal["get", "put", "create", "replace", "delete", "list"]
 

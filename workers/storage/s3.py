@@ -20,7 +20,7 @@ from obstore import exceptions as obs
 from obstore.store import S3Store as ObstoreS3
 
 from workers.errors import Retry
-from workers.storage.check import Role, check_store
+from workers.storage.check import check_store
 from workers.storage.config import StoreConfig
 from workers.storage.errors import (
     AccessDenied,
@@ -32,7 +32,7 @@ from workers.storage.errors import (
     StorageError,
     unavailable,
 )
-from workers.storage.store import ObjectInfo, Stored, StoreStats
+from workers.storage.store import ObjectInfo, Role, Stored, StoreStats
 from workers.telemetry import metrics
 
 if TYPE_CHECKING:

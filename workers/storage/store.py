@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Literal, Protocol
 
-if TYPE_CHECKING:
-    from workers.storage.check import Role
+# Whose rights in the bucket are proved at start (`check.py`).
+Role = Literal["all", "keys", "ingest", "index", "query"]
 
 
 @dataclass(frozen=True, slots=True)
