@@ -17,7 +17,8 @@ from schemas.values import Base64, decode_base64
 
 INDEX_KEY_BYTES: Final = 32
 SESSION_KEY_BYTES: Final = 32
-MAX_CREDENTIAL_CHARS: Final = 16_384
+MAX_CREDENTIAL_CHARS: Final = 32_768
+"""Of a token: SAML responses with certificates and many groups have 5 to 30 thousand."""
 
 Token = Annotated[str, Meta(min_length=1, max_length=MAX_CREDENTIAL_CHARS)]
 UnixSeconds = Annotated[int, Meta(ge=0, le=2**40, description="Seconds since 1970, UTC.")]

@@ -301,6 +301,51 @@ class Settings(BaseModel):
     oidc_ca_file: Path | None = Field(
         default=None, description="Certificate authority (PEM) of oidc_issuer."
     )
+    saml_issuer: str | None = Field(
+        default=None,
+        min_length=1,
+        description="SAML 2: entity id of the identity provider whose assertions the key service"
+        " accepts besides its own tokens.",
+    )
+    saml_metadata: Path | None = Field(
+        default=None,
+        description="File with the metadata (XML) of saml_issuer: whose signatures count. Read"
+        " again when it changes.",
+    )
+    saml_audience: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Our entity id: audience that assertions of saml_issuer must be made for.",
+    )
+    saml_recipient: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Our assertion consumer service: URL that assertions of saml_issuer must be"
+        " made to be posted to (Recipient).",
+    )
+    saml_subject_attribute: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Attribute that says who the caller is: one stable value, never given to"
+        " another. Not set: the NameID, which must be persistent.",
+    )
+    saml_roles_attribute: str = Field(
+        default="roles", description="Attribute with the caller's roles, by its Name."
+    )
+    saml_roles: str = Field(
+        default="",
+        description="Scopes of each role: ROLE=SCOPE+SCOPE, or ROLE=*, comma-separated.",
+    )
+    saml_groups_attribute: str = Field(
+        default="groups", description="Attribute with the caller's groups, by its Name."
+    )
+    saml_administrators: str | None = Field(
+        default=None, description="Role whose bearers administer users; none if not set."
+    )
+    saml_xmlsec1: Path | None = Field(
+        default=None,
+        description="The program xmlsec1, which SAML needs; not set: found on the PATH.",
+    )
     allow_plain_credentials: bool = Field(
         default=False,
         description="Accept identity tokens in clear inside messages (local stack only).",
@@ -377,6 +422,11 @@ class Settings(BaseModel):
             raise ValueError("user_id and user_key_file go together")
         if (self.oidc_issuer is None) != (self.oidc_audience is None):
             raise ValueError("oidc_issuer and oidc_audience go together")
+        saml = (self.saml_issuer, self.saml_metadata, self.saml_audience, self.saml_recipient)
+        if len({one is None for one in saml}) > 1:
+            raise ValueError(
+                "saml_issuer, saml_metadata, saml_audience and saml_recipient go together"
+            )
         if (self.kafka_ssl_certfile is None) != (self.kafka_ssl_keyfile is None):
             raise ValueError("kafka_ssl_certfile and kafka_ssl_keyfile go together")
         if (self.kms_aws_access_key_id is None) != (self.kms_aws_secret_access_key is None):

@@ -25,7 +25,7 @@ from schemas.errors import ErrorCode
 from workers.client import Client
 from workers.errors import Reject
 from workers.identity import jwks
-from workers.identity.oidc import group_id
+from workers.identity.claims import group_id
 from workers.local.process import die_with_parent
 
 AUDIENCE = "sealstream"

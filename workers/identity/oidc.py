@@ -2,14 +2,8 @@
 
 What must hold: signed by a key of the configured issuer, with one of the configured algorithms, all
 asymmetric; `iss` is the issuer, `aud` has the configured audience; not expired, not from the
-future; `sub` is there. Then roles become scopes by the configured table, groups become ids.
-
-    identity id     "<issuer>#<sub>"
-    default group   UUIDv5(UUIDv5(URL namespace, issuer), "user/<sub>")
-    group           UUIDv5(UUIDv5(URL namespace, issuer), "group/<name>")
-
-So anybody can tell the id of a group; ids of groups that the realm makes itself are version 4 and
-never meet these. Users and groups are managed where the tokens come from.
+future; `sub` is there. Then roles become scopes by the configured table, groups become ids:
+`claims.py` says how, the source is the issuer.
 """
 
 from __future__ import annotations
@@ -21,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from uuid import NAMESPACE_URL, uuid5
 
 import aiohttp
 import orjson
@@ -32,14 +25,13 @@ from schemas.auth import Scope
 from schemas.errors import ErrorCode
 from workers.errors import Fatal, Reject, Retry
 from workers.identity.base import Identity
+from workers.identity.claims import MAX_TEXT, Source
 from workers.identity.jwks import MAX_BYTES, TIMEOUT_S, Fetch, Jwks, is_safe_url
 
 ALGORITHMS: Final = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
 SKEW_S: Final = 60
-MAX_GROUPS: Final = 255
-_MAX_TEXT: Final = 256
 # Others, such as logout tokens, are signed by the same keys.
 _TYPES: Final = frozenset({None, "jwt", "at+jwt", "application/at+jwt"})
 
@@ -97,10 +89,11 @@ class OidcProvider:
             clock: seconds since 1970.
         """
         self._config = config
-        self._administrators = administrators
+        self._source = Source(
+            config.issuer, config.roles, config.administrators, administrators=administrators
+        )
         self._clock = clock
         self._jwks = Jwks(config.issuer, fetch)
-        self._namespace = uuid5(NAMESPACE_URL, config.issuer)
 
     async def authenticate(self, token: str) -> Identity:
         """Return the identity of a token: see `IdentityProvider.authenticate`."""
@@ -134,45 +127,13 @@ class OidcProvider:
 
     def _identity(self, claims: Mapping[str, Any]) -> Identity:
         subject = claims.get("sub")
-        if not isinstance(subject, str) or not 1 <= len(subject) <= _MAX_TEXT:
+        if not isinstance(subject, str) or not 1 <= len(subject) <= MAX_TEXT:
             raise _refused("names nobody")
-        roles = set(_texts(claims, self._config.roles_claim))
-        scopes = frozenset[Scope]().union(*(self._config.roles.get(r, ()) for r in roles))
-        own = str(uuid5(self._namespace, f"user/{subject}"))
-        groups = dict.fromkeys(
-            group_id(self._config.issuer, name)
-            for name in _texts(claims, self._config.groups_claim)[:MAX_GROUPS]
+        return self._source.identity(
+            subject,
+            _texts(claims, self._config.roles_claim),
+            _texts(claims, self._config.groups_claim),
         )
-        if self._config.administrators is not None and self._config.administrators in roles:
-            groups[self._administrators] = None
-        return Identity(f"{self._config.issuer}#{subject}", scopes, (own, *groups), own)
-
-
-def group_id(issuer: str, name: str) -> str:
-    """Return the id of a group that an issuer's tokens name."""
-    return str(uuid5(uuid5(NAMESPACE_URL, issuer), f"group/{name}"))
-
-
-def parse_roles(text: str) -> dict[str, frozenset[Scope]]:
-    """Read the table of roles: `role=Scope+Scope, role=*`.
-
-    Raises:
-        ValueError: not of that form, or no such scope.
-    """
-    known = {scope.value.lower(): scope for scope in Scope}
-    roles: dict[str, frozenset[Scope]] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        role, equals, names = part.rpartition("=")
-        if not equals or not role.strip():
-            raise ValueError("write ROLE=SCOPE+SCOPE, or ROLE=*, comma-separated")
-        if names.strip() == "*":
-            roles[role.strip()] = frozenset(Scope)
-            continue
-        wanted = [name.strip().lower() for name in names.split("+")]
-        if not known.keys() >= set(wanted):
-            raise ValueError(f"scopes are {', '.join(scope.value for scope in Scope)}")
-        roles[role.strip()] = frozenset(known[name] for name in wanted)
-    return roles
 
 
 class HttpFetch:
@@ -240,7 +201,7 @@ def _texts(claims: Mapping[str, Any], name: str) -> list[str]:
         found = found.split()
     if not isinstance(found, list):
         return []
-    return [one for one in found if isinstance(one, str) and 0 < len(one) <= _MAX_TEXT]
+    return [one for one in found if isinstance(one, str) and 0 < len(one) <= MAX_TEXT]
 
 
 def _time(claims: Mapping[str, Any], name: str, absent: float) -> float:

@@ -7,13 +7,31 @@ from workers.identity.token import PREFIX
 
 
 class Providers:
-    """Gives the realm's own tokens to the standalone provider, and all others to another one."""
+    """Gives each token to the provider whose tokens look like it.
 
-    def __init__(self, own: IdentityProvider, other: IdentityProvider) -> None:
+    The realm's own begin with a prefix; a JWT has dots, which base64 of SAML has not.
+    """
+
+    def __init__(
+        self,
+        own: IdentityProvider,
+        *,
+        oidc: IdentityProvider | None = None,
+        saml: IdentityProvider | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            own: of the realm; gets what no other takes.
+            oidc: gets JWTs, and whatever is not the realm's if there is no `saml`.
+            saml: gets what has no dots, and whatever is not the realm's if there is no `oidc`.
+        """
         self._own = own
-        self._other = other
+        self._dotted = oidc or saml or own
+        self._plain = saml or oidc or own
 
     async def authenticate(self, token: str) -> Identity:
         """Return the identity of a token: see `IdentityProvider.authenticate`."""
-        provider = self._own if token.startswith(PREFIX) else self._other
-        return await provider.authenticate(token)
+        if token.startswith(PREFIX):
+            return await self._own.authenticate(token)
+        return await (self._dotted if "." in token else self._plain).authenticate(token)

@@ -243,7 +243,7 @@ class KeyService:
         callers = Callers(
             realm,
             self._keys,
-            self._provider or self._with_oidc(standalone, realm),
+            self._provider or self._with_others(standalone, realm),
             user_keys,
             self._directory.revocations,
             allow_plain=settings.allow_plain_credentials,
@@ -439,16 +439,22 @@ class KeyService:
             clock=self._clock,
         )
 
-    def _with_oidc(self, own: StandaloneProvider, realm: Realm) -> IdentityProvider:
-        """Return the realm's own provider, with the one of the settings beside it. Raises Fatal."""
-        settings = self._settings
-        if settings.oidc_issuer is None or settings.oidc_audience is None:
-            return own
-        from workers.identity.open import open_oidc
+    def _with_others(self, own: StandaloneProvider, realm: Realm) -> IdentityProvider:
+        """Return the realm's own provider, with those of the settings beside it. Raises Fatal."""
+        settings, administrators = self._settings, realm.administrator.default_group
+        oidc: IdentityProvider | None = None
+        saml: IdentityProvider | None = None
+        if settings.oidc_issuer is not None:
+            from workers.identity.open import open_oidc
 
-        other, fetch = open_oidc(settings, realm.administrator.default_group, clock=self._clock)
-        self._stack.push_async_callback(fetch.aclose)
-        return Providers(own, other)
+            oidc, fetch = open_oidc(settings, administrators, clock=self._clock)
+            self._stack.push_async_callback(fetch.aclose)
+        if settings.saml_issuer is not None:
+            from workers.identity.open import open_saml
+
+            saml = open_saml(settings, administrators, clock=self._clock)
+            self._stack.callback(saml.close)
+        return Providers(own, oidc=oidc, saml=saml)
 
     async def _refresh_directory(self) -> None:
         # One damaged entry must not keep the key service from serving all other indexes.

@@ -41,7 +41,8 @@ from workers.errors import Reject
 from workers.kafka.broker import Record
 
 HEADER_AUTH: Final = "sealstream-auth"
-_MAX_AUTH_BYTES: Final = 16_384
+# Of base64: a credential with the longest token, sealed.
+_MAX_AUTH_BYTES: Final = 49_152
 
 
 class Proof(msgspec.Struct, array_like=True, frozen=True):

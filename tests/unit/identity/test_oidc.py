@@ -17,8 +17,9 @@ from schemas.auth import Scope
 from schemas.errors import ErrorCode
 from workers.errors import Fatal, Reject, Retry
 from workers.identity import jwks
+from workers.identity.claims import group_id, parse_roles
 from workers.identity.jwks import Jwks
-from workers.identity.oidc import OidcConfig, OidcProvider, group_id, parse_roles
+from workers.identity.oidc import OidcConfig, OidcProvider
 from workers.identity.open import open_oidc
 from workers.settings import Settings
 
