@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
-import shutil
-import socket
-import subprocess
-import sys
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nanoidp_kit import AUDIENCE, Provider
 from query_kit import ALL, World, client, workers
 
 from schemas.audit import AuditRecord
@@ -26,92 +18,6 @@ from workers.client import Client
 from workers.errors import Reject
 from workers.identity import jwks
 from workers.identity.claims import group_id
-from workers.local.process import die_with_parent
-
-AUDIENCE = "sealstream"
-
-
-class Provider:
-    """nanoidp with users of our own, on a free port of this machine."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.issuer = f"http://127.0.0.1:{self.port}"
-        (home / "keys").mkdir(parents=True)
-        users = {
-            name: {"password": f"pw-{name}", "roles": roles, "groups": groups, "tenant": "default"}
-            for name, roles, groups in (
-                ("alice", ["author"], ["STAFF"]),
-                ("bob", ["reader"], ["STAFF"]),
-                ("carol", ["reader"], ["OTHERS"]),
-                ("root", ["boss"], []),
-                ("nobody", ["guest"], ["STAFF"]),
-            )
-        }
-        application = {"client_id": "app", "client_secret": "secret", "description": "tests"}
-        settings = {
-            "config_version": 1,
-            "server": {"host": "127.0.0.1", "port": self.port},
-            "oauth": {
-                "issuer": self.issuer,
-                "audience": AUDIENCE,
-                "token_expiry_minutes": 60,
-                "clients": [application],
-            },
-        }
-        # JSON is YAML.
-        (home / "users.yaml").write_text(json.dumps({"config_version": 1, "users": users}))
-        (home / "settings.yaml").write_text(json.dumps(settings))
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        with (self.home / "log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "nanoidp", "--config", str(self.home)],
-                cwd=self.home,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                preexec_fn=die_with_parent(),
-            )
-        try:
-            for _ in range(600):
-                try:
-                    self._get("/.well-known/openid-configuration")
-                    break
-                except OSError:
-                    assert process.poll() is None, (self.home / "log").read_text()
-                    process_waits(0.1)
-            yield
-        finally:
-            process.terminate()
-            process.wait()
-
-    def new_keys(self) -> None:
-        shutil.rmtree(self.home / "keys")
-        (self.home / "keys").mkdir()
-
-    def token(self, name: str, kind: str = "access_token") -> str:
-        form = f"grant_type=password&username={name}&password=pw-{name}&scope=openid"
-        return str(json.loads(self._get("/token", form.encode()))[kind])
-
-    def _get(self, path: str, form: bytes | None = None) -> bytes:
-        application = base64.b64encode(b"app:secret").decode()
-        request = urllib.request.Request(
-            self.issuer + path, form, {"Authorization": f"Basic {application}"}
-        )
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return bytes(answer.read())
-
-
-def process_waits(seconds: float) -> None:
-    """Wait for another process, which can only be polled."""
-    import time
-
-    time.sleep(seconds)
 
 
 @pytest.fixture(scope="module")

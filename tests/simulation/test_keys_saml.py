@@ -1,0 +1,106 @@
+"""Callers with assertions of a real SAML identity provider (nanoidp), through the topics."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nanoidp_kit import AUDIENCE, RECIPIENT, Provider
+from query_kit import ALL, World, client, workers
+from saml_kit import needs_xmlsec1
+
+from schemas.audit import AuditRecord
+from schemas.auth import Scope
+from schemas.codec import decode
+from schemas.errors import ErrorCode
+from workers.client import Client
+from workers.errors import Reject
+from workers.identity.claims import group_id
+
+
+@pytest.fixture(scope="module")
+def idp(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    needs_xmlsec1()
+    provider = Provider(tmp_path_factory.mktemp("idp") / "nanoidp")
+    with provider.running():
+        yield provider
+
+
+@pytest.fixture
+async def world(tmp_path: Path, idp: Provider) -> Any:
+    metadata = tmp_path / "idp.xml"
+    metadata.write_text(await asyncio.to_thread(idp.metadata))
+    world = World(
+        tmp_path / "world",
+        decision_cache_s=0,
+        saml_issuer=f"{idp.issuer}/saml",
+        saml_metadata=metadata,
+        saml_audience=AUDIENCE,
+        saml_recipient=RECIPIENT,
+        saml_subject_attribute="uid",
+        saml_roles="author=Encrypt+Update+Index+Decrypt, reader=Index+Decrypt, boss=*",
+        saml_administrators="boss",
+    )
+    await world.open()
+    yield world
+    await world.aclose()
+
+
+def by(world: World, token: str) -> Client:
+    from pydantic import SecretStr
+
+    settings = world.settings.model_copy(update={"token": SecretStr(token)})
+    return Client(settings, broker=world.broker)
+
+
+async def refused(call: Any, code: ErrorCode) -> None:
+    with pytest.raises(Reject) as error:
+        await call
+    assert error.value.code is code, error.value
+
+
+async def test_people_of_another_provider_share_by_its_groups(world, idp):
+    source = f"saml:{idp.issuer}/saml"
+    staff = group_id(source, "STAFF")
+    async with client(world) as admin:
+        await admin.create_index("acme/docs")
+    tokens = {
+        name: await asyncio.to_thread(idp.assertion, name)
+        for name in ("alice", "bob", "carol", "root", "nobody")
+    }
+    async with (
+        workers(world, *ALL),
+        by(world, tokens["alice"]) as alice,
+        by(world, tokens["bob"]) as bob,
+        by(world, tokens["carol"]) as carol,
+        by(world, tokens["root"]) as root,
+        by(world, tokens["nobody"]) as nobody,
+    ):
+        done = await alice.ingest(
+            "acme/docs", "doc", content="hello", groups=[staff], wait="searchable"
+        )
+        [hit] = await bob.get("acme/docs", ["doc"], include=["content"], after=[done])
+        assert hit.content == "hello"
+        assert await carol.get("acme/docs", ["doc"], include=["content"]) == []
+        await refused(bob.ingest("acme/docs", "x", content="x"), ErrorCode.FORBIDDEN)
+        await refused(nobody.count("acme/docs"), ErrorCode.FORBIDDEN)
+        # Administrators by a role; users of the realm beside those of the provider.
+        made = await root.create_user([Scope.INDEX])
+        await refused(alice.create_user([]), ErrorCode.FORBIDDEN)
+        assert (await root.log_in(made["user_id"], made["password"]))["token"]
+        audited = [decode(AuditRecord, r.value) for r in world.broker.records("key-audit")]
+        callers = {one.caller for one in audited if one.event == "user.create"}
+        assert callers == {f"{source}#u-root", f"{source}#u-alice"}
+
+
+async def test_assertions_for_others_and_changed_ones(world, idp):
+    good = await asyncio.to_thread(idp.assertion, "root")
+    elsewhere = await asyncio.to_thread(idp.assertion, "root", f"{RECIPIENT}/other")
+    for_another = await asyncio.to_thread(idp.assertion, "root", RECIPIENT, "another")
+    async with by(world, good) as c:
+        assert await c.list_indexes() == []
+    for bad in (elsewhere, for_another, good[:-400] + "AAAA" + good[-396:], good[:2000]):
+        async with by(world, bad) as c:
+            await refused(c.list_indexes(), ErrorCode.UNAUTHENTICATED)
