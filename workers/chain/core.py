@@ -163,6 +163,10 @@ class ShardCore:
         self._tables = None if tables is None else list(tables)
         return opened
 
+    def seal(self, head: Head) -> bytes:
+        """Return `head` as `publish` would store it. Raises Retry: no lease for the key."""
+        return self._heads.seal(head)
+
     def context(self, epoch: int, generation: int | None = None) -> SegmentContext:
         """Return what a new segment is built for, under the present key generation or another.
 
@@ -193,7 +197,21 @@ class ShardCore:
         before: Sequence[Deletes],
         killed: Sequence[NDArray[np.int64]],
     ) -> list[Deletes]:
-        """Store a new segment and the bitmaps that are due; return the head's `deletes`.
+        """Store what `parts` returns; return the head's `deletes`. Raises Retry."""
+        writes, deletes = self.parts(built, tables, before, killed)
+        await gather_all([self.store.put(key, data) for key, data in writes])
+        return deletes
+
+    def parts(
+        self,
+        built: BuiltSegment | None,
+        tables: Sequence[SegmentTable],
+        before: Sequence[Deletes],
+        killed: Sequence[NDArray[np.int64]],
+    ) -> tuple[list[tuple[str, bytes]], list[Deletes]]:
+        """Return the objects to store for a new segment and the bitmaps that are due.
+
+        With them, what the head says in `deletes`.
 
         Args:
             built: a segment that is not yet stored, or None.
@@ -220,8 +238,7 @@ class ShardCore:
             deletes.append(after)
             if blob is not None:
                 writes.append((layout.deletes(self.index_uid, self.shard, uid), blob))
-        await gather_all([self.store.put(key, data) for key, data in writes])
-        return deletes
+        return writes, deletes
 
     def _seals(self, uid: bytes) -> SegmentSeals:
         return SegmentSeals(self.index_uid, self.shard, uid, self.keys(self.generation))

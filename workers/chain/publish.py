@@ -129,7 +129,7 @@ class HeadStore:
             prev_sha256=before.sha256,
             writer=self.signer.writer,
         )
-        data = await asyncio.to_thread(seal_head, head, self._keys, self.signer)
+        data = await asyncio.to_thread(self.seal, head)
         # From here on the state is in doubt until the write is known to have happened.
         self._opened = None
         try:
@@ -141,6 +141,10 @@ class HeadStore:
             etag = await self._settle(data, exc)
         self._opened = OpenedHead(head, hashlib.sha256(data).digest(), etag)
         return self._opened
+
+    def seal(self, head: Head) -> bytes:
+        """Return the object of a head. Raises Retry: no lease for the key."""
+        return seal_head(head, self._keys, self.signer)
 
     async def _settle(self, data: bytes, cause: Exception) -> str:
         try:

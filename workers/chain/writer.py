@@ -33,6 +33,7 @@ from workers.chain.resolve import FINAL, Resolution, resolve
 from workers.chain.retain import RETENTION_MS
 from workers.chain.rows import Rows
 from workers.chain.segment import BuiltSegment, build_segment
+from workers.chain.segment_file import gather_all
 from workers.chain.state import SegmentTable, change_stats
 from workers.chain.sweep import GRACE_MS, Centroids, Swept, sweep_shard
 from workers.storage.store import Store
@@ -50,6 +51,14 @@ class _Decided(NamedTuple):
     resolution: Resolution
     access: AccessTable
     born: _Born | None
+
+
+class _Following(NamedTuple):
+    """The next head, the tables of its segments, and the objects to be stored before it."""
+
+    head: Head
+    tables: list[SegmentTable]
+    writes: list[tuple[str, bytes]]
 
 
 class ShardWriter:
@@ -171,6 +180,18 @@ class ShardWriter:
             await self._publish(tables, batch, decided)
             return self._published(decided.resolution.outcomes)
 
+    async def rehearse(self, batch: PendingBatch) -> None:
+        """Do all that `apply` does with the operations, and throw it away; nothing is stored.
+
+        Raises:
+            Fenced, Damaged, Retry: as `apply`; and whatever the operations make fail.
+        """
+        async with self._core.lock:
+            tables, access = await self._core.tables(), await self._core.access()
+            decided = await asyncio.to_thread(self._decide, tables, batch, access)
+            following = self._follow(tables, batch, decided)
+            await asyncio.to_thread(self._core.seal, following.head)
+
     async def publish_state(
         self, *, vector: bytes | None = None, versions: Mapping[str, str] | None = None
     ) -> int:
@@ -261,6 +282,21 @@ class ShardWriter:
     async def _publish(
         self, tables: Sequence[SegmentTable], batch: PendingBatch, decided: _Decided
     ) -> None:
+        following = self._follow(tables, batch, decided)
+        await gather_all([self._core.store.put(key, data) for key, data in following.writes])
+        head = following.head
+        if decided.access is not await self._core.access():
+            access = await self._core.store_access(decided.access)
+            head = msgspec.structs.replace(head, access=access)
+        await self._core.publish(head, following.tables)
+        self._core.keep_access(decided.access)
+        if decided.born is not None:
+            self._core.keep(decided.born.built, decided.born.rows)
+
+    def _follow(
+        self, tables: Sequence[SegmentTable], batch: PendingBatch, decided: _Decided
+    ) -> _Following:
+        """Make the next head, and what has to be stored before it; store nothing."""
         head = self.head
         kills = decided.resolution.kill_arrays()
         nothing = np.zeros(0, np.int64)
@@ -278,14 +314,10 @@ class ShardWriter:
             before.append(Deletes())
             killed.append(born.table.dead.astype(np.int64))
         built = None if born is None else born.built
-        deletes = await self._core.store_parts(built, after, before, killed)
-        access = head.access
-        if decided.access is not await self._core.access():
-            access = await self._core.store_access(decided.access)
+        writes, deletes = self._core.parts(built, after, before, killed)
         head = msgspec.structs.replace(
             head,
             applied=batch.offset,
-            access=access,
             next_seq=head.next_seq + len(decided.resolution.accepted),
             segments=[table.ref for table in after],
             deletes=deletes,
@@ -293,10 +325,7 @@ class ShardWriter:
             # A writer whose clock is ahead must not make everybody else's batches look old.
             clock_ms=max(head.clock_ms, min(batch.created_ms, self._core.clock_ms())),
         )
-        await self._core.publish(head, after)
-        self._core.keep_access(decided.access)
-        if born is not None:
-            self._core.keep(born.built, born.rows)
+        return _Following(head, after, writes)
 
     def _published(self, outcomes: list[Outcome]) -> Published:
         opened = self._core.opened

@@ -15,8 +15,10 @@ from typing import Final
 
 import structlog
 
+from schemas.topics import INDEX_UPDATE
 from workers.errors import Damaged, Fenced, Reject, Retry
 from workers.index.shard import SWEEP_S, Shard
+from workers.runtime.lastresort import foreseen, reveal
 from workers.telemetry import metrics
 
 log = structlog.get_logger("index.background")
@@ -91,4 +93,10 @@ class Background:
         except (Retry, Reject) as error:
             metrics.COMPACTIONS.inc(outcome="failed")
             log.warning("merge waits", index=shard.index, code=error.code.value)
+            shard.maintain_at = now_s + _RECOVER_S
+        except Exception as error:
+            if foreseen(error):
+                raise
+            # Nothing was published, and it can be tried again: updates go on meanwhile.
+            reveal(error, INDEX_UPDATE, index=shard.index, shard=shard.number)
             shard.maintain_at = now_s + _RECOVER_S

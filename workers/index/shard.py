@@ -15,13 +15,14 @@ import contextlib
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
 from schemas.errors import ErrorCode, ErrorInfo
+from schemas.topics import INDEX_UPDATE
 from schemas.update import UpdateOp
 from workers.chain.fresh import FreshSegments
 from workers.chain.head import Head, HeadSigner
@@ -33,11 +34,12 @@ from workers.chain.writer import ShardWriter
 from workers.crypto.derive import Purpose
 from workers.crypto.secret import SecretBytes
 from workers.errors import Damaged, Fenced, Reject, Retry, SealstreamError
-from workers.index.build import Clusters, MicroBatch, gather
+from workers.index.build import MicroBatch, gather
 from workers.index.emit import Emitter, ShardPosition
 from workers.index.garbage import SharedGarbage
 from workers.index.receive import Received, Trust, receive
 from workers.index.reseal import Resealer
+from workers.index.sift import LeftOut, sift
 from workers.index.totals import Total
 from workers.index.vectors import CodesMerge, ShardVectors
 from workers.kafka.broker import Record
@@ -49,12 +51,14 @@ from workers.leases.lease import Lease
 from workers.runtime.announced import Announced
 from workers.runtime.deadletter import DeadLetters
 from workers.runtime.health import Health
+from workers.runtime.lastresort import foreseen, reveal, unexpected
 from workers.runtime.policy import RetryPolicy
 from workers.storage.store import Store
 from workers.telemetry import metrics
 from workers.text.postings import RowsCodec, TermCodec
 
 log = structlog.get_logger("index.shard")
+T = TypeVar("T")
 
 MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
 """Bytes of index-update that become one segment at most: bounds the memory of a micro-batch."""
@@ -383,20 +387,15 @@ class Shard:
         trust = Trust(directory.key_service.sign_pub, directory.revocations)
         received = await receive(records, lease, self.number, trust, services.store, head.clock_ms)
         await self._dead_letter(received)
-        checked = [one for one in received if one.checked is not None]
-        whole = await asyncio.to_thread(gather, [one.checked for one in checked if one.checked])
-        # Nothing in a segment outlives its generation: packs and words are of their update's.
-        generation = min([lease.generation, *(one.generation for one in checked)])
         if len(head.segments) >= MAX_LIVE_SEGMENTS:
             await self._compact(writer, head)
-        async with vectors.epochs_in_use:
-            clusters = await vectors.clusters(writer, head, whole.first_vectors(), generation)
-            self._look(writer)
-            epoch = vectors.epoch(self._head or head)
-            published = await self._apply(writer, records, whole, clusters, epoch, generation)
-            self._look(writer)
+        began_s = time.monotonic()
+        checked = [one for one in received if one.checked is not None]
+        whole, published, left_out = await self._publish(writer, records[-1].offset, checked)
+        metrics.PUBLISH_SECONDS.observe(time.monotonic() - began_s)
+        metrics.INDEX_DELAY_SECONDS.observe(max(0.0, time.time() - records[0].timestamp_ms / 1000))
         self._drop(len(records))
-        refused = _refused(whole.sources, published)
+        refused = _refused(whole.sources, published) + left_out
         self._unsent.append((published, refused))
         await self._tell()
         forbidden = [op.kind.name.lower() for op, e in refused if e.code is ErrorCode.FORBIDDEN]
@@ -420,31 +419,75 @@ class Shard:
         for _ in range(count):
             self.waiting_bytes -= self.waiting.popleft().size
 
-    async def _apply(
+    async def _publish(
+        self, writer: ShardWriter, offset: int, checked: Sequence[Received]
+    ) -> tuple[MicroBatch, Published, list[tuple[UpdateOp, ErrorInfo]]]:
+        """Publish what can be built of some batches, up to an offset.
+
+        Returns the batch, what became of it, and the operations that were left out.
+        """
+        try:
+            whole, published = await self._with_batch(writer, offset, checked, writer.apply)
+        except Exception as failure:
+            if foreseen(failure):
+                raise
+            log.warning("a batch cannot be built", index=self.index, shard=self.number)
+
+            async def rehearse(some: Sequence[Received]) -> None:
+                await self._with_batch(writer, offset, some, writer.rehearse)
+
+            sifted = await sift(checked, rehearse, self._good_lease().config)
+            if not sifted.left_out:
+                raise
+            left_out = await self._leave_out(sifted.left_out)
+            whole, published = await self._with_batch(writer, offset, sifted.kept, writer.apply)
+            return whole, published, left_out
+        return whole, published, []
+
+    async def _with_batch(
         self,
         writer: ShardWriter,
-        records: Sequence[Record],
-        whole: MicroBatch,
-        clusters: Clusters | None,
-        epoch: int,
-        generation: int,
-    ) -> Published:
-        began_s = time.monotonic()
-        published = await writer.apply(
-            PendingBatch(
-                offset=records[-1].offset,
-                ops=whole.ops,
-                build_nodes=lambda accepted: whole.nodes(accepted, clusters),
-                vocabulary=whole.vocabulary,
-                epoch=epoch,
-                created_ms=whole.created_ms,
-                generation=generation,
-                access=whole.access,
+        offset: int,
+        checked: Sequence[Received],
+        use: Callable[[PendingBatch], Awaitable[T]],
+    ) -> tuple[MicroBatch, T]:
+        """Put batches together and hand them to the writer; return both."""
+        lease, vectors, head = self._good_lease(), self._vectors, writer.head
+        if vectors is None:
+            raise Retry(ErrorCode.KEY_UNAVAILABLE, "the shard is not open")
+        whole = await asyncio.to_thread(gather, [one.checked for one in checked if one.checked])
+        # Nothing in a segment outlives its generation: packs and words are of their update's.
+        generation = min([lease.generation, *(one.generation for one in checked)])
+        async with vectors.epochs_in_use:
+            clusters = await vectors.clusters(writer, head, whole.first_vectors(), generation)
+            self._look(writer)
+            used = await use(
+                PendingBatch(
+                    offset=offset,
+                    ops=whole.ops,
+                    build_nodes=lambda accepted: whole.nodes(accepted, clusters),
+                    vocabulary=whole.vocabulary,
+                    epoch=vectors.epoch(self._head or head),
+                    created_ms=whole.created_ms,
+                    generation=generation,
+                    access=whole.access,
+                )
             )
-        )
-        metrics.PUBLISH_SECONDS.observe(time.monotonic() - began_s)
-        metrics.INDEX_DELAY_SECONDS.observe(max(0.0, time.time() - records[0].timestamp_ms / 1000))
-        return published
+            self._look(writer)
+        return whole, used
+
+    async def _leave_out(self, parts: Sequence[LeftOut]) -> list[tuple[UpdateOp, ErrorInfo]]:
+        """Dead-letter the records of what cannot be built; return its operations."""
+        refused, told = [], set()
+        for one in parts:
+            record = one.source.record
+            error = unexpected(one.failure, record).info()
+            if one.op is not None:
+                refused.append((one.op, error))
+            if record.offset not in told:
+                told.add(record.offset)
+                await self._services.dead_letters.send(record, error, 1, sealed=True)
+        return refused
 
     async def _dead_letter(self, received: Sequence[Received]) -> None:
         for one in received:
@@ -513,7 +556,14 @@ class Shard:
             return False
         generation = self._generation()
         regroup, epoch = await self._vectors.regroup(head, generation)
-        done = await writer.compact(old=old, regroup=regroup, epoch=epoch, generation=generation)
+        try:
+            done = await writer.compact(
+                old=old, regroup=regroup, epoch=epoch, generation=generation
+            )
+        except Exception as failure:
+            # A merge can be tried again at any time: this shard waits, and no other.
+            reveal(failure, INDEX_UPDATE, index=self.index, shard=self.number)
+            raise Retry(ErrorCode.OVERLOADED, "a merge failed: see the log") from failure
         if done is None:
             return False
         metrics.COMPACTIONS.inc(outcome="merged")

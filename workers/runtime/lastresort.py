@@ -19,6 +19,11 @@ from workers.telemetry import metrics
 _log = structlog.get_logger("runtime.lastresort")
 
 
+def foreseen(error: Exception) -> bool:
+    """Tell whether an error says what to do, or that the process is in no state to go on."""
+    return isinstance(error, (SealstreamError, InvalidMessage, Stopped, KeyWiped, MemoryError))
+
+
 def unexpected(error: Exception, record: Record) -> Reject:
     """Log and count what was raised over `record`; return what to refuse it with.
 
@@ -26,20 +31,19 @@ def unexpected(error: Exception, record: Record) -> Reject:
 
     Raises:
         Retry: KEY_UNAVAILABLE, a key was wiped meanwhile: the record is not what failed.
-        SealstreamError, InvalidMessage, Stopped: `error` itself, which says what to do.
+        SealstreamError, InvalidMessage, Stopped, MemoryError: `error` itself, see `foreseen`.
     """
-    if isinstance(error, (SealstreamError, InvalidMessage, Stopped)):
-        raise error
+    reveal(error, record.topic, partition=record.partition, offset=record.offset)
+    return Reject(ErrorCode.UNSUPPORTED, "the worker failed on this record: see its log")
+
+
+def reveal(error: Exception, topic: str, **facts: object) -> None:
+    """Log and count an error that nobody foresaw, with where it came up. Raises as `unexpected`."""
     if isinstance(error, KeyWiped):
         raise Retry(
             ErrorCode.KEY_UNAVAILABLE, "a key ended during the work: it is repeated"
         ) from error
-    metrics.UNEXPECTED.inc(topic=record.topic)
-    _log.error(
-        "the worker failed on a record",
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        exc_info=error,
-    )
-    return Reject(ErrorCode.UNSUPPORTED, "the worker failed on this record: see its log")
+    if foreseen(error):
+        raise error
+    metrics.UNEXPECTED.inc(topic=topic)
+    _log.error("the worker failed on a record", topic=topic, exc_info=error, **facts)
