@@ -14,6 +14,7 @@ from uuid import uuid4
 from schemas.codec import convert, decode, encode, to_plain
 from schemas.deadletter import DeadLetter
 from schemas.ingest import IngestResult
+from schemas.position import Position
 from schemas.query import QueryRequest, QueryResult
 from schemas.topics import (
     CONTENT_JSON,
@@ -191,3 +192,16 @@ async def stored(client: Client, index: str, *ids: str, **fields: Any) -> list[I
     """Ingest documents and wait until they are searchable."""
     operations = ({"op": "upsert", "index": index, "id": name, **fields} for name in ids)
     return [r async for r in client.ingest_many(operations, wait="searchable")]
+
+
+def applied(changed: dict[str, Any]) -> list[IngestResult]:
+    """Return what a query waits for, for a changed list to count."""
+    return [
+        IngestResult(
+            index="i",
+            id="x",
+            op="upsert",
+            status="accepted",
+            position=Position(**changed["position"]),
+        )
+    ]

@@ -7,14 +7,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from query_kit import ALL, World, client, workers
+from query_kit import ALL, World, applied, client, workers
 
 from schemas.audit import AuditRecord
 from schemas.auth import Scope
 from schemas.codec import decode
 from schemas.errors import ErrorCode
-from schemas.ingest import IngestResult
-from schemas.position import Position
 from workers.client import Client
 from workers.errors import Damaged, Fatal, Reject
 from workers.identity import password as passwords
@@ -71,19 +69,6 @@ async def index(world: Any, **config: Any) -> str:
     async with client(world) as admin:
         await admin.create_index(name, **config)
     return name
-
-
-def applied(changed: dict[str, Any]) -> list[IngestResult]:
-    """Return what a query waits for, for a changed list to count."""
-    return [
-        IngestResult(
-            index="i",
-            id="x",
-            op="upsert",
-            status="accepted",
-            position=Position(**changed["position"]),
-        )
-    ]
 
 
 async def read(who: User, name: str, *ids: str, **options: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from nanoidp_kit import AUDIENCE, RECIPIENT, Provider
-from query_kit import ALL, World, client, workers
+from query_kit import ALL, World, applied, client, workers
 from saml_kit import needs_xmlsec1
 
 from schemas.audit import AuditRecord
@@ -40,7 +40,8 @@ async def world(tmp_path: Path, idp: Provider) -> Any:
         saml_audience=AUDIENCE,
         saml_recipient=RECIPIENT,
         saml_subject_attribute="uid",
-        saml_roles="author=Encrypt+Update+Index+Decrypt, reader=Index+Decrypt, boss=*",
+        saml_roles="author=Encrypt+Update+Index+Decrypt+GetAccessGroups+ModifyAccessGroups,"
+        " reader=Index+Decrypt, boss=*",
         saml_administrators="boss",
     )
     await world.open()
@@ -93,6 +94,38 @@ async def test_people_of_another_provider_share_by_its_groups(world, idp):
         audited = [decode(AuditRecord, r.value) for r in world.broker.records("key-audit")]
         callers = {one.caller for one in audited if one.event == "user.create"}
         assert callers == {f"{source}#u-root", f"{source}#u-alice"}
+
+
+async def test_groups_are_those_that_the_provider_names(world, idp):
+    source = f"saml:{idp.issuer}/saml"
+    staff, others = group_id(source, "STAFF"), group_id(source, "OTHERS")
+    async with client(world) as admin:
+        await admin.create_index("acme/docs")
+        user = await admin.create_user([Scope.INDEX])
+        own = await admin.create_group([])
+    tokens = [await asyncio.to_thread(idp.assertion, name) for name in ("alice", "carol", "root")]
+    async with (
+        workers(world, *ALL),
+        by(world, tokens[0]) as alice,
+        by(world, tokens[1]) as carol,
+        by(world, tokens[2]) as root,
+    ):
+        # Groups of the realm have users of the realm; refused before anything is written.
+        begun = len(world.broker.records("key-audit"))
+        for caller in (alice, root):
+            await refused(caller.create_group([]), ErrorCode.FORBIDDEN)
+        for group in (staff, own):
+            await refused(alice.add_members(group, [user["user_id"]]), ErrorCode.FORBIDDEN)
+        records = [decode(AuditRecord, one.value) for one in world.broker.records("key-audit")]
+        told = [one.decision for one in records[begun:] if one.event.startswith("group.")]
+        assert told == ["deny"] * 4
+        # Access lists take the groups of both.
+        done = await alice.ingest("acme/docs", "doc", content="hello", groups=[staff, own])
+        assert await carol.get("acme/docs", ["doc"], after=[done]) == []
+        listed = await alice.add_access("acme/docs", "doc", [others])
+        assert {staff, own, others} < set(listed["groups"])
+        [hit] = await carol.get("acme/docs", ["doc"], include=["content"], after=applied(listed))
+        assert hit.content == "hello"
 
 
 async def test_assertions_for_others_and_changed_ones(world, idp):

@@ -10,6 +10,7 @@ from workers.cli.common import COMMON, OK, AsJson, Common, say, say_json
 from workers.cli.connect import connected
 from workers.cli.show import printable
 from workers.cli.user import Scopes, checked_scopes
+from workers.identity.claims import group_id as id_of
 
 app = App(name="group", help="Groups of users: who shares documents.")
 
@@ -66,4 +67,25 @@ async def remove(
         say_json({"group_id": group_id, "removed": len(user_ids)})
     else:
         say(f"removed {len(user_ids)} from {printable(group_id)}")
+    return OK
+
+
+@app.command(name="id")
+def show_id(source: str, name: str, /, *, json: AsJson = False, common: Common = COMMON) -> int:
+    """Print the id of a group that another identity provider names.
+
+    It is computed, nobody is asked: whether there is such a group cannot be told.
+
+    Parameters
+    ----------
+    source
+        The setting oidc_issuer; for SAML the word saml:, then the setting saml_issuer.
+    name
+        Of the group, as tokens of the provider have it.
+    """
+    found = id_of(source, name)
+    if json:
+        say_json({"group_id": found})
+    else:
+        say(found)
     return OK

@@ -271,9 +271,16 @@ class StandaloneProvider:
 
     async def check_users(self, user_ids: Iterable[str]) -> None:
         """Refuse unknown users before anything is changed. Raises Reject: NOT_FOUND; Retry."""
-        for user_id in map(_canonical, user_ids):
-            if not self.is_administrator(user_id) and await self._users.get(user_id) is None:
+        for user_id in user_ids:
+            if not await self.knows(user_id):
                 raise _unknown_user("args.user_ids")
+
+    async def knows(self, user_id: str) -> bool:
+        """Tell whether somebody is a user of this provider. Raises Retry, Damaged."""
+        return (
+            self.is_administrator(_canonical(user_id))
+            or await self._users.get(_canonical(user_id)) is not None
+        )
 
     def _blank(self, user_id: str) -> UserRecord:
         """Return the record that holds the administrator's groups; others must exist."""

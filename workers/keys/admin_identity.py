@@ -4,7 +4,8 @@
     user.delete             administrators; users themselves
     user.login              who knows the password; no other credential
     user.change_password    who knows the password; no other credential
-    group.create            users with the scope ModifyAccessGroups, who become its first member
+    group.create            users of the realm with the scope ModifyAccessGroups, who become its
+                            first member
     group.add_members,
     group.remove_members    members of the group with that scope, of their own or from the group
     token.create            the scope CreateToken
@@ -140,6 +141,12 @@ class IdentityOperations:
             raise Reject(ErrorCode.FORBIDDEN, "only users make groups", field="auth")
         principal.require(Scope.MODIFY_ACCESS_GROUPS)
         _check_given(principal, scopes)
+        if not await self._provider.knows(principal.id):
+            raise Reject(
+                ErrorCode.FORBIDDEN,
+                "your groups are those that your identity provider names: make it there",
+                field="auth",
+            )
         seed = await asked.begin()
         with begun():
             group = await self._provider.create_group(
@@ -181,7 +188,10 @@ class IdentityOperations:
         administrators = self._administrator.default_group
         if group != administrators and await self._provider.find_group(group) is None:
             raise Reject(
-                ErrorCode.FORBIDDEN, "a user's own group has one member", field="args.group_id"
+                ErrorCode.FORBIDDEN,
+                "a user's own group has one member, and who is in a group of another identity"
+                " provider is said there",
+                field="args.group_id",
             )
         return arguments
 

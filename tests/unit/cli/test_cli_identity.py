@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from uuid import NAMESPACE_URL, uuid5
 
 import pytest
 
@@ -94,6 +95,17 @@ def test_what_is_asked_and_shown(run, client, arguments, answer, call, out):
     done = run(*arguments)
     assert (done.code, done.out) == (0, out), done.err
     assert client.calls == [(call[0], {"arguments": call[1]})]
+
+
+def test_the_id_of_a_group_of_another_provider(run, client):
+    issuer = "https://id.example.org"
+    found = [run("group", "id", source, "STAFF") for source in (issuer, f"saml:{issuer}")]
+    assert [one.out.strip() for one in found] == [
+        str(uuid5(uuid5(NAMESPACE_URL, source), "group/STAFF"))
+        for source in (issuer, f"saml:{issuer}")
+    ]
+    assert run("group", "id", issuer, "STAFF", "--json").json["group_id"] in found[0].out
+    assert client.calls == []
 
 
 def test_tokens_go_through_files_and_pipes(run, client, monkeypatch, tmp_path):
