@@ -205,8 +205,8 @@ IDENTITY: Final[tuple[Mutation, ...]] = (
     _m(
         "refusals of index workers are in no audit",
         "index/shard.py",
-        "        if forbidden:\n",
-        "        if False:\n",
+        "        self._services.notes.put(self.index, ErrorCode.FORBIDDEN, forbidden)\n",
+        "        del forbidden\n",
         _MATRIX,
     ),
     # --- access lists ----------------------------------------------------------------------------

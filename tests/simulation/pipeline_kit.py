@@ -38,6 +38,7 @@ from workers.crypto.sign import SigningKey
 from workers.errors import Reject, Retry
 from workers.index.emit import Emitter
 from workers.index.handler import IndexHandler
+from workers.index.notes import Notes
 from workers.index.shard import Services
 from workers.index.totals import Total
 from workers.ingest.decide import Decider
@@ -202,8 +203,11 @@ class Holder:
         lease = await self.lease(value.index, auth=auth)
         return open_value(kind, lease.intake_key(value.key_id_bytes()), value)
 
-    async def note_refusals(self, index: str, why: Any, operations: Any) -> None:
+    async def note_refusals(self, index: str, why: Any, operations: Any) -> bool:
+        if index in self._realm.down:
+            return False
         self._realm.reports.append((index, why, tuple(operations)))
+        return True
 
     async def report(self, index: str, auth: Auth, scopes: Any, *, proof: Any = None) -> None:
         self._realm.reports.append((index, tuple(scopes)))
@@ -284,8 +288,9 @@ class Pipeline:
         who = identity(self.realm, "index", worker_id)
         events = self.broker.topic_reader([INDEX_EVENT], start="beginning")
         await events.start()
+        holder = Holder(self.realm, "index")
         return Services(
-            holder=Holder(self.realm, "index"),
+            holder=holder,
             directory=self.realm,
             store=self.store,
             identity=who,
@@ -296,6 +301,7 @@ class Pipeline:
             segments=Total(metrics.LIVE_SEGMENTS),
             health=Health(worker_id),
             announced=Announced(events, self.realm, None),
+            notes=Notes(holder, QUICK),
         )
 
     @asynccontextmanager
@@ -334,7 +340,7 @@ class Pipeline:
             self.handlers.append(handler)
             return handler
 
-        async with self._running(INDEX_GROUP, INDEX_UPDATE, make, max_records):
+        async with services.notes, self._running(INDEX_GROUP, INDEX_UPDATE, make, max_records):
             yield
 
     @asynccontextmanager

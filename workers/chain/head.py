@@ -104,6 +104,15 @@ class AccessRef(Struct, frozen=True, array_like=True):
     generation: int = 0
 
 
+class Refused(Struct, frozen=True, array_like=True):
+    """Operations that were refused for one reason: `at` has (index-update offset, number)."""
+
+    code: str
+    message: str
+    field: str | None
+    at: list[tuple[int, int]]
+
+
 class Head(Struct, frozen=True, array_like=True):
     """A shard at a version.
 
@@ -111,7 +120,9 @@ class Head(Struct, frozen=True, array_like=True):
     -1 if none. `vector` is opaque here (centroids, epoch). `versions` names the analyzer and the
     codecs. `clock_ms` is when the newest batch that was applied had been made, by its writer's
     clock: what is older than it by the retention is refused, and only then do floors go. `access`
-    names the lists that were changed after their documents were written (`access.py`).
+    names the lists that were changed after their documents were written (`access.py`). `refused`
+    is what the batch before `applied` was refused of, until those who sent it have surely been
+    told: who takes over the shard tells them.
     """
 
     v: int
@@ -132,6 +143,7 @@ class Head(Struct, frozen=True, array_like=True):
     versions: dict[str, str] = {}
     clock_ms: int = 0
     access: AccessRef | None = None
+    refused: list[Refused] = []
 
     def generations(self) -> set[int]:
         """Return the key generations that this shard still needs."""

@@ -14,6 +14,7 @@ from schemas.errors import ErrorInfo
 from schemas.position import Order
 from workers.chain.access import AccessChange
 from workers.chain.codec import Node
+from workers.chain.head import Refused
 from workers.chain.kinds import RowKind
 from workers.chain.rows import Rows
 
@@ -86,6 +87,9 @@ class PendingBatch:
         created_ms: when the newest of the records was made, by its writer's clock; 0 if none says.
         generation: key generation of the segment: the oldest that anything in it is sealed under;
             None: the one that is written with now.
+        origins: of each operation, the offset of its record and its number there; if given, the
+            head notes what is refused.
+        refused: operations of these records that were refused before they came here.
     """
 
     offset: int
@@ -96,6 +100,8 @@ class PendingBatch:
     created_ms: int = 0
     access: Sequence[AccessChange] = ()
     generation: int | None = None
+    origins: Sequence[tuple[int, int]] = ()
+    refused: Sequence[Refused] = ()
 
 
 @unique

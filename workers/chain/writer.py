@@ -26,7 +26,7 @@ from workers.chain.compact import MAX_LIVE_SEGMENTS, MAX_SEGMENT_BYTES
 from workers.chain.compactor import Compaction, Compactor, Reseal
 from workers.chain.core import ShardCore
 from workers.chain.fresh import FreshSegments
-from workers.chain.head import Deletes, Head, HeadSigner, VerifyWriter
+from workers.chain.head import Deletes, Head, HeadSigner, Refused, VerifyWriter
 from workers.chain.kinds import NodeKind, Padding, SegmentKeys
 from workers.chain.ops import Accepted, OpStatus, Outcome, PendingBatch, Published
 from workers.chain.resolve import FINAL, Resolution, resolve
@@ -192,6 +192,20 @@ class ShardWriter:
             following = self._follow(tables, batch, decided)
             await asyncio.to_thread(self._core.seal, following.head)
 
+    async def settle(self, applied: int) -> bool:
+        """Forget what was refused up to `applied`: its senders were told. Return whether it did.
+
+        Raises:
+            Fenced: another writer owns the shard.
+        """
+        async with self._core.lock:
+            head = self.head
+            if not head.refused or head.applied != applied:
+                return False
+            changed = msgspec.structs.replace(head, refused=[])
+            await self._core.publish(changed, self._core.known_tables or None)
+            return True
+
     async def publish_state(
         self, *, vector: bytes | None = None, versions: Mapping[str, str] | None = None
     ) -> int:
@@ -324,6 +338,7 @@ class ShardWriter:
             stats=change_stats(head.stats, tables, kills, None if born is None else born.table),
             # A writer whose clock is ahead must not make everybody else's batches look old.
             clock_ms=max(head.clock_ms, min(batch.created_ms, self._core.clock_ms())),
+            refused=_refused(batch, decided.resolution.outcomes),
         )
         return _Following(head, after, writes)
 
@@ -337,3 +352,17 @@ class ShardWriter:
             documents=opened.head.stats.docs,
             segments=len(opened.head.segments),
         )
+
+
+def _refused(batch: PendingBatch, outcomes: Sequence[Outcome]) -> list[Refused]:
+    """Return what the head notes of a batch's refusals, by reason."""
+    places: dict[tuple[str, str, str | None], list[tuple[int, int]]] = {}
+    for one in batch.refused:
+        places.setdefault((one.code, one.message, one.field), []).extend(one.at)
+    if batch.origins:
+        for origin, outcome in zip(batch.origins, outcomes, strict=True):
+            if outcome.error is not None:
+                error = outcome.error
+                reason = (error.code.value, error.message, error.field)
+                places.setdefault(reason, []).append(origin)
+    return [Refused(*reason, at) for reason, at in places.items()]

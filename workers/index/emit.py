@@ -1,8 +1,8 @@
 """What the index worker tells the world: how far a shard is, and which operations it refused.
 
 Both are sent after the head is published and acknowledged before the offset is committed. A crash
-in between loses no index-event: every start sends one cumulative event per shard. A late `rejected`
-that was lost so is not sent again; the document's state shows it.
+in between loses no index-event: every start sends one cumulative event per shard. Nor a late
+`rejected`: the head notes what was refused, and who opens it tells it again (`shard.py`).
 """
 
 from __future__ import annotations

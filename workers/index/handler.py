@@ -2,8 +2,9 @@
 
 The heads say what was applied; the committed offset only bounds how far back to read. At the start
 every shard's head is read and announced; reading begins at the lowest `applied + 1`, and each shard
-skips what its head contains. While a shard has no head or no keys, reading begins at the committed
-offset: that never passes a record which is not in a head.
+skips what its head contains. What a head says was refused, and perhaps never told, is read again.
+While a shard has no head or no keys, reading begins at the committed offset: that never passes a
+record which is not in a head, or was not told.
 
 Records of a shard that cannot go on wait in memory, the committed offset stays below them, the
 other shards go on. When too much waits, those that wait for a key (or are damaged) are put aside:
@@ -87,7 +88,7 @@ class IndexHandler:
         complete = all(opened) and all(shard.has_head for shard in self._shards.values())
         if not complete or not self._shards:
             return None
-        return min((shard.applied or 0) + 1 for shard in self._shards.values())
+        return min(shard.begin for shard in self._shards.values())
 
     async def process(self, batch: Sequence[Record]) -> int:
         """Apply `batch` and what still waits; return the offset below all that waits.

@@ -39,13 +39,21 @@ class Trust:
 class Received:
     """A record and what became of it: a checked batch, or why it was refused.
 
-    `generation`: key generation that the batch was sealed under.
+    `generation`: key generation that the batch was sealed under. `numbers`: those of its operations
+    in the record, where some were left out.
     """
 
     record: Record
     checked: Checked | None
     error: ErrorInfo | None
     generation: int = 0
+    numbers: tuple[int, ...] | None = None
+
+    @property
+    def origins(self) -> list[tuple[int, int]]:
+        """Of each operation, the record's offset and the number in it."""
+        ops = () if self.checked is None else range(len(self.checked.ops))
+        return [(self.record.offset, n) for n in (ops if self.numbers is None else self.numbers)]
 
 
 async def receive(

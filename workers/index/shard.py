@@ -1,8 +1,9 @@
 """One shard that this worker owns: its waiting records, its writer, its keys.
 
 Ordering rule of a micro-batch: verify and open -> dead letters of what is refused -> segment and
-head, with the offset (`workers.chain.writer`) -> index-event -> late results. Whatever dies in
-between is repeated from the head's `applied`, which is the only truth about what was done.
+head, with the offset (`workers.chain.writer`) -> late results -> index-event. Whatever dies in
+between is repeated from the head's `applied`, which is the only truth about what was done; and what
+a head says was refused is told again by who opens it, until a later head says it no more.
 
 A shard that cannot go on (no key, no storage, damaged data) keeps its records and is tried again
 with back-off; other shards of the partition go on.
@@ -17,6 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Final, TypeVar
 
 import structlog
@@ -25,7 +27,7 @@ from schemas.errors import ErrorCode, ErrorInfo
 from schemas.topics import INDEX_UPDATE
 from schemas.update import UpdateOp
 from workers.chain.fresh import FreshSegments
-from workers.chain.head import Head, HeadSigner
+from workers.chain.head import Head, HeadSigner, Refused
 from workers.chain.kinds import NodeKind
 from workers.chain.ops import OpStatus, PendingBatch, Published
 from workers.chain.reader import ShardReader
@@ -37,6 +39,7 @@ from workers.errors import Damaged, Fenced, Reject, Retry, SealstreamError
 from workers.index.build import MicroBatch, gather
 from workers.index.emit import Emitter, ShardPosition
 from workers.index.garbage import SharedGarbage
+from workers.index.notes import Notes
 from workers.index.receive import Received, Trust, receive
 from workers.index.reseal import Resealer
 from workers.index.sift import LeftOut, sift
@@ -62,8 +65,8 @@ T = TypeVar("T")
 
 MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
 """Bytes of index-update that become one segment at most: bounds the memory of a micro-batch."""
-MAX_NOTED: Final = 100
-"""Operations of a micro-batch that the audit is told of as refused."""
+SETTLE_S: Final = 5.0
+"""Seconds after which a head is written that forgets refusals, if there was no other by then."""
 SWEEP_S: Final = 3600.0
 """Seconds between two sweeps of a shard's garbage."""
 ENDED_LEASES: Final = 2.0
@@ -89,7 +92,20 @@ class Services:
     segments: Total
     health: Health
     announced: Announced
+    notes: Notes
     fresh: FreshSegments = field(default_factory=lambda: FreshSegments(FRESH_BYTES))
+
+
+Refusals = list[tuple[UpdateOp, ErrorInfo]]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Unsent:
+    """What was published and not told yet: the head, what was refused, and where that begins."""
+
+    published: Published
+    refused: Refusals
+    first: int
 
 
 class Shard:
@@ -119,7 +135,10 @@ class Shard:
         self._head: Head | None = None
         self._head_sha256 = b""
         # Published, but not told to everybody yet.
-        self._unsent: deque[tuple[Published, list[tuple[UpdateOp, ErrorInfo]]]] = deque()
+        self._unsent: deque[_Unsent] = deque()
+        # By offset: what the head that was opened says was refused, and is to be told again.
+        self._owed: dict[int, list[tuple[int, ErrorInfo]]] = {}
+        self._settle_at = 0.0
         self._opening = asyncio.Lock()
         # The oldest and the present key generation of the lease.
         self._generations = (0, 0)
@@ -139,10 +158,16 @@ class Shard:
         """Whether anything was ever written."""
         return self._head is not None and self._head.version > 0
 
+    @property
+    def begin(self) -> int:
+        """The offset to read from, once the head is known."""
+        return min([(self.applied or 0) + 1, *self._owed])
+
     def add(self, record: Record) -> None:
         """Queue a record, unless the head contains it or those before it were put aside."""
         applied = self.applied
-        if self.behind is None and (applied is None or record.offset > applied):
+        wanted = applied is None or record.offset > applied or record.offset in self._owed
+        if self.behind is None and wanted:
             self.waiting.append(record)
             self.waiting_bytes += record.size
 
@@ -173,7 +198,7 @@ class Shard:
         waiting = [self.waiting[0].offset] if self.waiting else []
         if self.behind is not None:
             waiting.append(self.behind)
-        return min([*waiting, *(published.applied for published, _ in self._unsent)], default=None)
+        return min([*waiting, *(one.first for one in self._unsent)], default=None)
 
     async def open(self) -> ShardWriter:
         """Read the head, if that was not done; write nothing.
@@ -219,6 +244,8 @@ class Shard:
                 await writer.load(floor)
                 self._writer, self._vectors = writer, vectors
                 self._look(writer)
+                self._owed = _by_offset(writer.head.refused)
+                self._settle_at = 0.0
                 self._reader = ShardReader(
                     services.store, None, self.uid, self.number, self._segment_key, verifier
                 )
@@ -228,9 +255,12 @@ class Shard:
         return self._writer
 
     async def announce(self) -> None:
-        """Send one cumulative index-event, if the shard was ever written. Raises Retry."""
+        """Send one cumulative index-event, if the shard was ever written. Raises Retry.
+
+        Not while refusals are to be told: who has seen the event knows that none comes any more.
+        """
         head = self._head
-        if head is not None and head.version:
+        if head is not None and head.version and not self._owed:
             await self._emit(
                 Published(
                     version=head.version,
@@ -288,6 +318,7 @@ class Shard:
         trained = await self._vectors.train(writer, self._head, self._reader)
         done = trained or await self._compact(writer, self._head)
         done = done or await self._move(writer, self._head)
+        done = done or await self._settle(writer, self._head)
         if done:
             self._look(writer)
             await self.announce()
@@ -376,16 +407,14 @@ class Shard:
             # Deleted: its updates can never be applied.
             await self._refuse_all(error)
             return
-        head, lease, vectors = self._head, self._lease, self._vectors
-        while self.waiting and head is not None and self.waiting[0].offset <= head.applied:
-            self._drop(1)
-        records = self._next_records()
-        if not records or head is None or lease is None or vectors is None:
+        head = self._head
+        if head is None:
             return
-        services = self._services
-        directory = services.directory
-        trust = Trust(directory.key_service.sign_pub, directory.revocations)
-        received = await receive(records, lease, self.number, trust, services.store, head.clock_ms)
+        await self._tell_again(head)
+        records = self._next_records()
+        if not records:
+            return
+        received = await self._receive(records, head)
         await self._dead_letter(received)
         if len(head.segments) >= MAX_LIVE_SEGMENTS:
             await self._compact(writer, head)
@@ -396,14 +425,49 @@ class Shard:
         metrics.INDEX_DELAY_SECONDS.observe(max(0.0, time.time() - records[0].timestamp_ms / 1000))
         self._drop(len(records))
         refused = _refused(whole.sources, published) + left_out
-        self._unsent.append((published, refused))
+        first = records[0].offset if refused else published.applied
+        self._unsent.append(_Unsent(published, refused, first))
+        if refused:
+            self._settle_at = time.monotonic() + SETTLE_S
         await self._tell()
+
+    async def _tell_again(self, head: Head) -> None:
+        """Drop what the head contains; tell again what it says was refused of it. Raises Retry."""
+        contained = list(takewhile(lambda one: one.offset <= head.applied, self.waiting))
+        owed = [record for record in contained if record.offset in self._owed]
+        for one in await self._receive(owed, head) if owed else []:
+            ops = [] if one.checked is None else one.checked.batch.ops
+            # As it was opened when it was refused; else its keys have ended, and nobody waits.
+            refused = [(ops[n], why) for n, why in self._owed[one.record.offset] if n < len(ops)]
+            await self._services.emitter.rejected(self.index, refused)
+            del self._owed[one.record.offset]
+            self._note(refused)
+        self._drop(len(contained))
+        if self.waiting and self._owed:
+            log.warning("refusals are not told: their updates are gone", index=self.index)
+            self._owed.clear()
+        if owed:
+            await self.announce()
+
+    def _note(self, refused: Refusals) -> None:
+        """Have the audit told: the key service does not know whose document it was."""
         forbidden = [op.kind.name.lower() for op, e in refused if e.code is ErrorCode.FORBIDDEN]
-        if forbidden:
-            # The key service decided who asks, but only here it is known whose document it is.
-            await services.holder.note_refusals(
-                self.index, ErrorCode.FORBIDDEN, forbidden[:MAX_NOTED]
-            )
+        self._services.notes.put(self.index, ErrorCode.FORBIDDEN, forbidden)
+
+    async def _receive(self, records: Sequence[Record], head: Head) -> list[Received]:
+        services, directory = self._services, self._services.directory
+        trust = Trust(directory.key_service.sign_pub, directory.revocations)
+        return await receive(
+            records, self._good_lease(), self.number, trust, services.store, head.clock_ms
+        )
+
+    async def _settle(self, writer: ShardWriter, head: Head) -> bool:
+        """Write a head that forgets refusals, when all were told and no update does it soon."""
+        if not head.refused or self._unsent or self._owed or not self._services.notes.empty:
+            return False
+        if time.monotonic() < self._settle_at:
+            return False
+        return await writer.settle(head.applied)
 
     def _next_records(self) -> list[Record]:
         records: list[Record] = []
@@ -421,7 +485,7 @@ class Shard:
 
     async def _publish(
         self, writer: ShardWriter, offset: int, checked: Sequence[Received]
-    ) -> tuple[MicroBatch, Published, list[tuple[UpdateOp, ErrorInfo]]]:
+    ) -> tuple[MicroBatch, Published, Refusals]:
         """Publish what can be built of some batches, up to an offset.
 
         Returns the batch, what became of it, and the operations that were left out.
@@ -439,8 +503,10 @@ class Shard:
             sifted = await sift(checked, rehearse, self._good_lease().config)
             if not sifted.left_out:
                 raise
-            left_out = await self._leave_out(sifted.left_out)
-            whole, published = await self._with_batch(writer, offset, sifted.kept, writer.apply)
+            left_out, noted = await self._leave_out(sifted.left_out)
+            whole, published = await self._with_batch(
+                writer, offset, sifted.kept, writer.apply, noted
+            )
             return whole, published, left_out
         return whole, published, []
 
@@ -450,8 +516,12 @@ class Shard:
         offset: int,
         checked: Sequence[Received],
         use: Callable[[PendingBatch], Awaitable[T]],
+        refused: Sequence[Refused] = (),
     ) -> tuple[MicroBatch, T]:
-        """Put batches together and hand them to the writer; return both."""
+        """Put batches together and hand them to the writer; return both.
+
+        `refused`: what was left out of them.
+        """
         lease, vectors, head = self._good_lease(), self._vectors, writer.head
         if vectors is None:
             raise Retry(ErrorCode.KEY_UNAVAILABLE, "the shard is not open")
@@ -471,23 +541,30 @@ class Shard:
                     created_ms=whole.created_ms,
                     generation=generation,
                     access=whole.access,
+                    origins=[origin for one in checked for origin in one.origins],
+                    refused=refused,
                 )
             )
             self._look(writer)
         return whole, used
 
-    async def _leave_out(self, parts: Sequence[LeftOut]) -> list[tuple[UpdateOp, ErrorInfo]]:
-        """Dead-letter the records of what cannot be built; return its operations."""
-        refused, told = [], set()
+    async def _leave_out(self, parts: Sequence[LeftOut]) -> tuple[Refusals, list[Refused]]:
+        """Dead-letter the records of what cannot be built.
+
+        Returns its operations, and what the head says of them.
+        """
+        refused, noted, told = [], [], set()
         for one in parts:
-            record = one.source.record
+            record, operation = one.source.record, one.operation
             error = unexpected(one.failure, record).info()
-            if one.op is not None:
-                refused.append((one.op, error))
+            if operation is not None:
+                refused.append((operation, error))
+                at = [(record.offset, one.op)]
+                noted.append(Refused(error.code.value, error.message, error.field, at))
             if record.offset not in told:
                 told.add(record.offset)
                 await self._services.dead_letters.send(record, error, 1, sealed=True)
-        return refused
+        return refused, noted
 
     async def _dead_letter(self, received: Sequence[Received]) -> None:
         for one in received:
@@ -506,11 +583,12 @@ class Shard:
     async def _tell(self) -> None:
         """Send the events and late results of what was published. Raises Retry."""
         while self._unsent:
-            published, refused = self._unsent[0]
+            one = self._unsent[0]
             # First the refusals: who has seen the event knows that no refusal comes any more.
-            await self._services.emitter.rejected(self.index, refused)
-            await self._emit(published)
+            await self._services.emitter.rejected(self.index, one.refused)
+            await self._emit(one.published)
             self._unsent.popleft()
+            self._note(one.refused)
 
     async def _move(self, writer: ShardWriter, head: Head) -> bool:
         """Move one piece of what is sealed under an earlier key generation to the present one."""
@@ -576,7 +654,17 @@ def _signer(identity: WorkerIdentity) -> HeadSigner:
     return HeadSigner(identity.worker_id, identity.signing_key, identity.certificate.encoded)
 
 
-def _refused(sources: Sequence[UpdateOp], published: Published) -> list[tuple[UpdateOp, ErrorInfo]]:
+def _by_offset(refused: Sequence[Refused]) -> dict[int, list[tuple[int, ErrorInfo]]]:
+    """Return the refusals that a head names: number and reason, by the offset of their record."""
+    found: dict[int, list[tuple[int, ErrorInfo]]] = {}
+    for one in refused:
+        error = Reject(one.code, one.message, field=one.field).info()
+        for offset, number in one.at:
+            found.setdefault(offset, []).append((number, error))
+    return found
+
+
+def _refused(sources: Sequence[UpdateOp], published: Published) -> Refusals:
     refused = []
     counts = Counter(
         (op.kind, one.status) for op, one in zip(sources, published.outcomes, strict=True)

@@ -27,11 +27,20 @@ Rehearse = Callable[[Sequence[Received]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class LeftOut:
-    """An operation that cannot be built, and why; `op` is None for a record without operations."""
+    """An operation that cannot be built, and why.
+
+    `op` is its number in the record; -1: the record has none.
+    """
 
     source: Received
-    op: UpdateOp | None
+    op: int
     failure: Exception
+
+    @property
+    def operation(self) -> UpdateOp | None:
+        """The operation itself."""
+        checked = self.source.checked
+        return None if self.op < 0 or checked is None else checked.batch.ops[self.op]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -71,7 +80,7 @@ async def sift(batches: Sequence[Received], rehearse: Rehearse, config: IndexCon
             else:
                 failing, failure = middle, found
         number, op = parts[built]
-        left_out.append(LeftOut(batches[number], _operation(batches[number], op), failure))
+        left_out.append(LeftOut(batches[number], op, failure))
         good += parts[:built]
         parts = parts[failing:]
     return Sifted(_with(batches, [*good, *parts], config), left_out)
@@ -84,10 +93,6 @@ _Part = tuple[int, int]
 def _operations(one: Received) -> Sequence[int]:
     checked = one.checked
     return range(len(checked.ops)) if checked is not None and checked.ops else [-1]
-
-
-def _operation(one: Received, op: int) -> UpdateOp | None:
-    return None if op < 0 or one.checked is None else one.checked.batch.ops[op]
 
 
 async def _attempt(
@@ -118,4 +123,4 @@ def _reduced(one: Received, ops: list[int], config: IndexConfig) -> Received:
     if checked is None or len(ops) == len(_operations(one)):
         return one
     batch = msgspec.structs.replace(checked.batch, ops=[checked.batch.ops[op] for op in ops])
-    return replace(one, checked=check_batch(batch, config))
+    return replace(one, checked=check_batch(batch, config), numbers=tuple(ops))

@@ -8,6 +8,7 @@ from typing import Final
 from schemas.topics import INDEX_UPDATE, with_prefix
 from workers.index.emit import Emitter
 from workers.index.handler import IndexHandler
+from workers.index.notes import Notes
 from workers.index.shard import Services
 from workers.index.totals import Total
 from workers.kafka.broker import TP, Broker
@@ -42,6 +43,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
     async with (
         stand(settings, "index", broker) as parts,
         following(broker, parts.directory, settings.topic_prefix) as announced,
+        Notes(parts.holder, RetryPolicy()) as notes,
     ):
         services = Services(
             holder=parts.holder,
@@ -55,6 +57,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             segments=Total(metrics.LIVE_SEGMENTS),
             health=parts.health,
             announced=announced,
+            notes=notes,
         )
 
         def handler(tp: TP) -> IndexHandler:

@@ -346,8 +346,8 @@ class LeaseHolder:
         except (Reject, Retry) as error:
             log.debug("refusal reported", code=error.code.value)
 
-    async def note_refusals(self, index: str, why: ErrorCode, operations: Sequence[str]) -> None:
-        """Let the audit have operations that this worker refused. Without an answer it goes on.
+    async def note_refusals(self, index: str, why: ErrorCode, operations: Sequence[str]) -> bool:
+        """Let the audit have operations that this worker refused; return False without an answer.
 
         Args:
             index: whose operations.
@@ -357,8 +357,12 @@ class LeaseHolder:
         purposes = [why.value, *operations]
         try:
             await self._ask(DecisionPayload, kind="refusal", index=index, purposes=purposes)
-        except (Reject, Retry) as error:
+        except Retry as error:
+            log.debug("refusals not noted", code=error.code.value)
+            return False
+        except Reject as error:
             log.debug("refusals noted", code=error.code.value)
+        return True
 
     async def open_objects(
         self,
