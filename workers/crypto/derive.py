@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from workers.crypto.lp import Part, lp
-from workers.crypto.secret import KEY_BYTES, Key, SecretBytes, key_view
+from workers.crypto.secret import KEY_BYTES, Key, SecretBytes, key_view, overwrite
 
 TOKEN_BYTES = 32
 OBJECT_ID_BYTES = 16
@@ -118,7 +118,11 @@ def subkey(dek: Key, purpose: Purpose, index_uid: bytes) -> SecretBytes:
     if purpose not in SUBKEYS:
         raise ValueError(f"{purpose.value} is a key of its own, not a subkey of a DEK")
     expand = HKDFExpand(SHA256(), KEY_BYTES, b"sealstream/1 subkey" + lp(purpose, index_uid))
-    return SecretBytes(expand.derive(key_view(dek)))
+    derived = expand.derive(key_view(dek))
+    try:
+        return SecretBytes(derived)
+    finally:
+        overwrite(derived)
 
 
 def chain_token(tag: Key, kind: TokenKind, field: str, value: str | bytes) -> bytes:

@@ -36,7 +36,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from workers.crypto.errors import InvalidKey, OpenFailed
 from workers.crypto.lp import lp
-from workers.crypto.secret import Key, SecretBytes, key_view
+from workers.crypto.secret import Key, SecretBytes, key_view, overwrite
 
 _MLKEM_SEED = 64
 _MLKEM_PUBLIC = 1184
@@ -163,7 +163,11 @@ class HpkePrivateKey:
     @classmethod
     def generate(cls, suite: HpkeSuite = DEFAULT_SUITE) -> HpkePrivateKey:
         """Make a new key."""
-        return cls(suite, os.urandom(_PRIVATE_BYTES[suite]))
+        raw = os.urandom(_PRIVATE_BYTES[suite])
+        try:
+            return cls(suite, raw)
+        finally:
+            overwrite(raw)
 
     @classmethod
     def from_seed(cls, suite: HpkeSuite, seed: Key, label: str = "") -> HpkePrivateKey:
@@ -179,7 +183,10 @@ class HpkePrivateKey:
         """
         info = b"sealstream/1 hpke seed" + lp(suite, label)
         raw = HKDFExpand(SHA256(), _PRIVATE_BYTES[suite], info).derive(key_view(seed))
-        return cls(suite, raw)
+        try:
+            return cls(suite, raw)
+        finally:
+            overwrite(raw)
 
     def open(self, info: bytes, ciphertext: bytes) -> bytes:
         """Open what was sealed to this key under the same `info`.
@@ -201,7 +208,9 @@ class HpkePrivateKey:
         with self._opening:
             found = self._opened.get(name)
         if found is None:
-            found = SecretBytes(self.open(info, ciphertext))
+            opened = self.open(info, ciphertext)
+            found = SecretBytes(opened)
+            overwrite(opened)
             with self._opening:
                 while len(self._opened) >= _REMEMBERED:
                     del self._opened[next(iter(self._opened))]

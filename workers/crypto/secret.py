@@ -2,9 +2,9 @@
 
 Invariant: a `SecretBytes` has no text form, cannot be pickled, copied implicitly or hashed, and is
 zero after `wipe()`. What cannot be promised in Python: OpenSSL keeps its own copy of a key inside a
-cipher object, and `copy()` makes an immutable `bytes`; neither can be overwritten from here. So:
-hold keys as `SecretBytes`, pass `view()` to the primitives, drop cipher objects early, and never
-make hex or base64 text of a key.
+cipher object, which cannot be overwritten from here, only dropped; and `copy()` makes an immutable
+`bytes`. So: hold keys as `SecretBytes`, pass `view()` to the primitives, drop cipher objects early,
+`overwrite` what a library returns as `bytes`, and never make hex or base64 text of a key.
 """
 
 from __future__ import annotations
@@ -94,6 +94,21 @@ class SecretBytes:
         # Absent when __init__ refused its argument.
         if hasattr(self, "_data"):
             self.wipe()
+
+
+def overwrite(data: bytes | bytearray) -> None:
+    """Overwrite a buffer that held a secret with zeros, if need be a `bytes` object.
+
+    A library that decrypts returns `bytes`: what was a key would stay in freed memory. Only for
+    what the caller alone has, made just now by such a call and used for the last time: nothing
+    else may hold it, nor take it for immutable. Where Python is not CPython, `bytes` stay.
+    """
+    if isinstance(data, bytearray):
+        data[:] = bytes(len(data))
+    # CPython keeps one object for each single byte, and one for none.
+    elif len(data) > 1 and sys.implementation.name == "cpython":
+        # The contents end with the zero byte that is part of the basic size.
+        ctypes.memset(id(data) + bytes.__basicsize__ - 1, 0, len(data))
 
 
 Key = SecretBytes | bytes | bytearray | memoryview

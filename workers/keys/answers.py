@@ -229,7 +229,11 @@ class Answers:
         if isinstance(granted.payload, LeasePayload):
             name = (body.worker_id, granted.payload.uid, self._is_full(opened))
             self._leases[name] = header.expires_ms / 1000
-        return seal_grant(header, body.kind, granted.payload, ephemeral, self._signer)
+        try:
+            return seal_grant(header, body.kind, granted.payload, ephemeral, self._signer)
+        finally:
+            if isinstance(granted.payload, (LeasePayload, ObjectsPayload)):
+                granted.payload.wipe()
 
     async def _deny(self, opened: OpenedRequest, error: Reject | Retry) -> bytes:
         body = opened.body
@@ -413,7 +417,7 @@ def _open_all(
     pairs: dict[int, HpkePrivateKey],
     groups: tuple[str, ...],
     changed: Sequence[AccessEntry | None],
-) -> list[bytes | None]:
+) -> list[bytearray | None]:
     """Open a batch of access records; None where the caller may not read. Runs in a thread.
 
     A list that was changed counts instead of the record's, whichever record is shown.
@@ -423,7 +427,7 @@ def _open_all(
         Reject: INVALID_MESSAGE.
     """
     packs: dict[int, tuple[int, SecretBytes]] = {}
-    keys: list[bytes | None] = []
+    keys: list[bytearray | None] = []
     try:
         for item, entry in zip(body.objects, changed, strict=True):
             if item.pack not in packs:
@@ -440,7 +444,7 @@ def _open_all(
                 content_sha256=item.sealed_sha256,
             )
             listed = found.groups if entry is None else entry.groups
-            keys.append(bytes(key_view(found.object_key)) if may_read(groups, listed) else None)
+            keys.append(bytearray(key_view(found.object_key)) if may_read(groups, listed) else None)
     except OpenFailed as error:
         raise Damaged(
             ErrorCode.DAMAGED, "an access record does not open: damaged, exchanged or rolled back"

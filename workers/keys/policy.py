@@ -117,9 +117,9 @@ def lease_payload(
         for purpose in sorted(wanted - {Purpose.TAG, Purpose.INGEST})
     ]
     if Purpose.TAG in wanted:
-        keys.append(KeyItem(0, Purpose.TAG, "key", 0, ring.tag.copy()))
+        keys.append(KeyItem(0, Purpose.TAG, "key", 0, bytearray(ring.tag.view())))
     ingest = [
-        KeyItem(0, Purpose.INGEST, "seed", key.suite, key.seed.copy())
+        KeyItem(0, Purpose.INGEST, "seed", key.suite, bytearray(key.seed.view()))
         for key in ring.newest_ingest_first()
         if Purpose.INGEST in wanted
     ]
@@ -140,10 +140,10 @@ def _item(role: Role, ring: KeyRing, generation: int, purpose: Purpose) -> KeyIt
     with ring.subkey(generation, purpose) as key:
         if role == "ingest":
             public = HpkePrivateKey.from_seed(suite, key).public
-            return KeyItem(generation, purpose, "public", 0, public.encode())
+            return KeyItem(generation, purpose, "public", 0, bytearray(public.encode()))
         if purpose in _PAIRS:
-            return KeyItem(generation, purpose, "seed", suite, key.copy())
-        return KeyItem(generation, purpose, "key", 0, key.copy())
+            return KeyItem(generation, purpose, "seed", suite, bytearray(key.view()))
+        return KeyItem(generation, purpose, "key", 0, bytearray(key.view()))
 
 
 def may_read(groups: Collection[str], record_groups: Iterable[str]) -> bool:

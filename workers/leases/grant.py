@@ -26,6 +26,7 @@ from workers.crypto.errors import BadSignature, OpenFailed
 from workers.crypto.hpke import HpkePrivateKey, HpkePublicKey, open_with, seal_to
 from workers.crypto.info import Info, info
 from workers.crypto.lp import lp
+from workers.crypto.secret import overwrite
 from workers.crypto.sign import SigningKey, VerifyKey
 from workers.errors import Damaged, Reject, Retry, SealstreamError
 from workers.leases.certificate import CLOCK_SKEW_S
@@ -50,13 +51,14 @@ class KeyItem(msgspec.Struct, array_like=True, frozen=True):
         generation: of the data key; 0 for TAG and INGEST, which have none.
         form: `key` symmetric, `seed` of an HPKE pair, `public` half (encoded).
         suite: HPKE suite of a seed, else 0.
+        key: wiped with its payload.
     """
 
     generation: int
     purpose: str
     form: Literal["key", "seed", "public"]
     suite: int
-    key: bytes
+    key: bytearray
 
     def __repr__(self) -> str:
         return f"KeyItem({self.generation}, {self.purpose})"
@@ -82,6 +84,11 @@ class LeasePayload(msgspec.Struct, array_like=True, frozen=True):
     query_public: bytes
     directory_version: int
 
+    def wipe(self) -> None:
+        """Overwrite the keys."""
+        for item in (*self.keys, *self.ingest):
+            overwrite(item.key)
+
     def __repr__(self) -> str:
         return "LeasePayload()"
 
@@ -104,7 +111,13 @@ class DecisionPayload(msgspec.Struct, array_like=True, frozen=True):
 class ObjectsPayload(msgspec.Struct, array_like=True, frozen=True):
     """Object keys in the order asked; None where the caller may not read."""
 
-    keys: list[bytes | None]
+    keys: list[bytearray | None]
+
+    def wipe(self) -> None:
+        """Overwrite the keys."""
+        for key in self.keys:
+            if key is not None:
+                overwrite(key)
 
     def __repr__(self) -> str:
         return f"ObjectsPayload({len(self.keys)})"
@@ -162,7 +175,9 @@ def seal_grant(
 ) -> bytes:
     """Seal and sign a grant; return the record's value."""
     encoded = header.encode()
-    sealed = seal_to(ephemeral, info(_INFOS[kind], encoded), msgspec.msgpack.encode(payload))
+    plaintext = msgspec.msgpack.encode(payload)
+    sealed = seal_to(ephemeral, info(_INFOS[kind], encoded), plaintext)
+    overwrite(plaintext)
     return _wire(header, sealed, signer.sign(Info.KEY_GRANT, encoded, sealed))
 
 
@@ -266,7 +281,10 @@ def open_grant(grant: SignedGrant, pending: Pending, payload_type: type[P], *, n
         plaintext = open_with(
             pending.ephemeral, info(_INFOS[body.kind], header.encode()), grant.sealed
         )
-        return msgspec.msgpack.decode(plaintext, type=payload_type)
+        try:
+            return msgspec.msgpack.decode(plaintext, type=payload_type)
+        finally:
+            overwrite(plaintext)
     except (OpenFailed, msgspec.MsgspecError) as error:
         raise Reject(ErrorCode.UNAUTHENTICATED, "the grant does not open") from error
 

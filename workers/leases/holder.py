@@ -410,6 +410,7 @@ class LeaseHolder:
             if len(payload.keys) != len(batch):
                 raise Reject(ErrorCode.UNAUTHENTICATED, "the grant is for other objects")
             keys += [None if key is None else SecretBytes(key) for key in payload.keys]
+            payload.wipe()
         return keys
 
     async def reseal(self, lease: Lease, job: Job) -> tuple[Job, int]:
@@ -621,6 +622,8 @@ class LeaseHolder:
             )
         except (ValueError, msgspec.MsgspecError) as error:
             raise Reject(ErrorCode.UNAUTHENTICATED, "the grant is malformed") from error
+        finally:
+            payload.wipe()
 
     def _keep_lease(self, lease: Lease, caller: Caller | None) -> _Held:
         before = self._held.get(lease.uid)

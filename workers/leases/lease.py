@@ -204,7 +204,7 @@ def build_lease(
     for item in payload.keys:
         name = (item.generation, Purpose(item.purpose))
         if item.form == "public":
-            publics[name] = HpkePublicKey.decode(item.key)
+            publics[name] = HpkePublicKey.decode(bytes(item.key))
         elif item.form == "seed":
             privates[name] = HpkePrivateKey.from_seed(HpkeSuite(item.suite), item.key)
         else:

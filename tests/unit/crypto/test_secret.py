@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from workers.crypto.errors import InvalidKey, KeyWiped
-from workers.crypto.secret import SecretBytes, key_view, random_secret
+from workers.crypto.secret import SecretBytes, key_view, overwrite, random_secret
 
 RAW = bytes(range(32))
 
@@ -95,3 +96,25 @@ def test_hardening_turns_core_dumps_and_ptrace_off() -> None:
         "assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 0"  # PR_GET_DUMPABLE
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("size", [2, 32, 5000])
+def test_what_a_library_returned_is_overwritten(size: int) -> None:
+    for made in (bytes, bytearray):
+        data = made(os.urandom(size))
+        overwrite(data)
+        assert data == bytes(size)
+
+
+def test_bytes_that_python_shares_stay() -> None:
+    for data in (b"", b"k"):
+        overwrite(data)
+    assert bytes([107]) == b"k"
+
+
+def test_nothing_beside_the_bytes_is_overwritten() -> None:
+    others = [os.urandom(32) for _ in range(64)]
+    before = [bytearray(one) for one in others]
+    overwrite(others.pop(31))
+    del before[31]
+    assert others == before
