@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "keys"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "simulation"))
 sys.path.insert(0, str(Path(__file__).parent / "kms_worlds"))
 
-from keys_world import Caller, World
+from keys_world import Caller, ShakyKms, World
 from kms_world import Fault
 from kms_world import World as KmsWorld
 from kms_worlds import WORLDS
+from query_kit import ALL, client, stored, workers
 
 from schemas.auth import Auth
 from schemas.errors import ErrorCode
@@ -27,6 +30,8 @@ from workers.errors import Retry
 from workers.leases.lease import Lease
 
 PATIENCE_S = 30.0
+# A call to the KMS may take so long: many are made to one that does not answer.
+DEADLINE_S = 1.0
 
 
 @pytest.fixture(scope="session", params=WORLDS)
@@ -42,11 +47,28 @@ async def world(kms_world: KmsWorld, tmp_path: Path) -> AsyncIterator[World]:
     """A realm whose root is wrapped by this KMS."""
     made = World(tmp_path, allow_plain_credentials=True)
     await made.kms.aclose()
-    made.kms = kms_world.open()  # type: ignore[assignment]
+    made.kms = open_kms(kms_world)
     await made.open()
     yield made
     await made.aclose()
     await made.kms.aclose()
+
+
+def open_kms(kms_world: KmsWorld) -> ShakyKms:
+    return ShakyKms(kms_world.open(timeout_s=DEADLINE_S))
+
+
+@asynccontextmanager
+async def stopped(kms_world: KmsWorld, world: World) -> AsyncIterator[None]:
+    """The KMS is stopped; one that is a file or a library fails where it is called."""
+    fault = next((f for f in (Fault.UNREACHABLE, Fault.FROZEN) if f in kms_world.faults), None)
+    if fault is not None:
+        async with kms_world.fault(fault):
+            yield
+        return
+    world.kms.down = True
+    yield
+    world.kms.down = False
 
 
 def segment_key(lease: Lease) -> bytes:
@@ -64,7 +86,7 @@ async def test_a_key_service_that_starts_anew_opens_every_index(
     before = [segment_key(await holder.lease(name)) for name in ("acme/docs", "apart")]
     await world.latest.end()
     await world.kms.aclose()
-    world.kms = kms_world.open()  # type: ignore[assignment]
+    world.kms = open_kms(kms_world)
     await world.start_service("keys-2")
     again = await world.holder("index-1")
     after = [segment_key(await again.lease(name)) for name in ("acme/docs", "apart")]
@@ -100,12 +122,56 @@ async def test_a_kms_that_fails_stops_what_is_new_and_nothing_else(
         await holder.tick()
         await holder.settled()
         assert (await holder.lease("acme/docs")).expires_s > world.clock() + 200
+    await eventually(lambda: newcomer.lease("acme/docs", auth=Auth(token=world.token)))
+    assert (await newcomer.lease("acme/docs", auth=Auth(token=world.token))).full
+    await world.create("new")
+
+
+async def test_documents_are_found_after_a_restart_and_after_an_outage(
+    kms_world: KmsWorld, world: World
+) -> None:
+    await world.create("docs", kms={"provider": kms_world.provider, "key_id": kms_world.two})
+    await world.create("cold")
+    async with workers(world, *ALL), client(world) as first:
+        await stored(first, "docs", "a", content="the tide comes in")
+    # Another key service with another client, and workers without any lease.
+    await world.latest.end()
+    await world.kms.aclose()
+    world.kms = open_kms(kms_world)
+    await world.start_service("keys-2")
+    holder = await world.holder("index-1")
+    async with workers(world, *ALL), client(world) as second:
+        await stored(second, "docs", "b", content="high tide at noon")
+        assert len((await second.search("docs", "tide")).hits) == 2
+        async with stopped(kms_world, world), asyncio.timeout(PATIENCE_S):
+            with pytest.raises(Retry, match="KEY_UNAVAILABLE"):
+                await second.search("cold", "tide")
+            assert len((await second.search("docs", "tide")).hits) == 2
+        await eventually(lambda: second.search("cold", "tide"))
+
+    await holder.lease("docs")
+    async with stopped(kms_world, world), asyncio.timeout(PATIENCE_S):
+        # For 900 s the key service goes by what it has.
+        for _ in range(3):
+            world.clock.pass_s(290)
+            await holder.tick()
+            await holder.settled()
+            assert (await holder.lease("docs")).expires_s > world.clock() + 200
+        world.clock.pass_s(290)
+        await holder.tick()
+        await holder.settled()
+        world.clock.pass_s(20)
+        with pytest.raises(Retry, match="KEY_UNAVAILABLE"):
+            await holder.lease("docs")
+    await eventually(lambda: holder.lease("docs"))
+
+
+async def eventually(ask: Callable[[], Awaitable[object]]) -> None:
+    """Wait until what was refused for want of keys is not: nothing was restarted."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
-                lease = await newcomer.lease("acme/docs", auth=Auth(token=world.token))
-                break
+                await ask()
+                return
             except Retry:
                 await asyncio.sleep(0.05)
-    assert lease.full
-    await world.create("new")

@@ -31,7 +31,7 @@ from workers.kafka.broker import Record
 from workers.kafka.memory import MemoryBroker
 from workers.keys.realm import init_realm
 from workers.keys.worker import KeyService, serve
-from workers.kms.base import KeyInfo, Wrapped
+from workers.kms.base import KeyInfo, Kms, Wrapped
 from workers.kms.local import LocalKms
 from workers.leases.certificate import WorkerIdentity
 from workers.leases.credential import Proof, seal_credential, sign_message
@@ -57,11 +57,10 @@ class Clock:
 class ShakyKms:
     """A KMS that can be switched off; counts its calls."""
 
-    name = "local"
-    default_key = "local"
-
-    def __init__(self, inner: LocalKms) -> None:
+    def __init__(self, inner: Kms) -> None:
         self._inner = inner
+        self.name = inner.name
+        self.default_key = inner.default_key
         self.down = False
         self.unwraps = 0
 
