@@ -41,7 +41,8 @@ from schemas.message import Answer, Part, Request
 from schemas.values import Base64, Binary, decode_base64
 
 Password = Annotated[str, Meta(min_length=1, max_length=1024)]
-Principal = Annotated[str, Meta(min_length=1, max_length=256)]
+# As long as a kind, an issuer and a subject of another identity provider.
+Principal = Annotated[str, Meta(min_length=1, max_length=1536)]
 UserId = Annotated[str, Meta(min_length=1, max_length=256)]
 Level = Literal["kms", "kek", "dek"]
 Permission = Literal["read", "write"]

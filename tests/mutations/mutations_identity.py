@@ -12,6 +12,8 @@ _IDENTITY = "simulation/test_keys_identity.py"
 _MATRIX = "simulation/test_keys_matrix.py"
 _OIDC = "unit/identity/test_oidc.py"
 _PAGES = "unit/identity/test_pages.py"
+_SAML = "unit/identity/test_saml.py"
+_SAML_METADATA = "unit/identity/test_saml_metadata.py"
 
 
 def _m(name: str, file: str, old: str, new: str, *tests: str) -> Mutation:
@@ -336,5 +338,76 @@ IDENTITY: Final[tuple[Mutation, ...]] = (
         "    if isinstance(key, RSAKey) and key.public_key.key_size < MIN_RSA_BITS:",
         "    if False:",
         _OIDC,
+    ),
+    # --- SAML ------------------------------------------------------------------------------------
+    _m(
+        "saml: the signature is not verified",
+        "identity/saml_signature.py",
+        "            context.check_signature(item, class_name(item), document.text)\n",
+        "            class_name(item)\n",
+        _SAML,
+    ),
+    _m(
+        "saml: a signature over something else counts",
+        "identity/saml_document.py",
+        """    if _only(signature, "Reference").get("URI") != f"#{assertion.get('ID', '')}":""",
+        "    if False:",
+        _SAML,
+    ),
+    _m(
+        "saml: an assertion chooses its algorithms",
+        "identity/saml_document.py",
+        "    if method not in SIGNATURES or digest not in DIGESTS:",
+        "    if False:",
+        _SAML,
+    ),
+    _m(
+        "saml: comments cut names",
+        "identity/saml_document.py",
+        '        raise refused("has comments")',
+        "        return super().comment(text)",
+        _SAML,
+    ),
+    _m(
+        "saml: assertions for others count",
+        "identity/saml_claims.py",
+        "        if audience not in map(",
+        "        if False and audience not in map(",
+        _SAML,
+    ),
+    _m(
+        "saml: assertions for another recipient count",
+        "identity/saml_claims.py",
+        '            and data.get("Recipient") == recipient\n',
+        "",
+        _SAML,
+    ),
+    _m(
+        "saml: a remembered assertion does not end",
+        "identity/saml_claims.py",
+        "        if now_s >= self.ends_s:",
+        "        if False:",
+        _SAML,
+    ),
+    _m(
+        "saml: an assertion outlives the key that signed it",
+        "identity/saml.py",
+        "            if known is None or known.signers is not signers:",
+        "            if known is None:",
+        _SAML,
+    ),
+    _m(
+        "saml: people of SAML and OpenID Connect are the same",
+        "identity/open.py",
+        '            f"saml:{issuer}",',
+        "            issuer,",
+        _SAML,
+    ),
+    _m(
+        "saml: short RSA keys count",
+        "identity/saml_metadata.py",
+        "        return key.key_size >= MIN_RSA_BITS",
+        "        return True",
+        _SAML_METADATA,
     ),
 )

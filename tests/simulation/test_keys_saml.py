@@ -14,10 +14,11 @@ from saml_kit import needs_xmlsec1
 from schemas.audit import AuditRecord
 from schemas.auth import Scope
 from schemas.codec import decode
-from schemas.errors import ErrorCode
+from schemas.errors import ErrorCode, InvalidMessage
 from workers.client import Client
 from workers.errors import Reject
 from workers.identity.claims import group_id
+from workers.keys.realm import open_realm
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,9 @@ async def test_groups_are_those_that_the_provider_names(world, idp):
             await refused(caller.create_group([]), ErrorCode.FORBIDDEN)
         for group in (staff, own):
             await refused(alice.add_members(group, [user["user_id"]]), ErrorCode.FORBIDDEN)
+        async with client(world) as admin:
+            with pytest.raises(InvalidMessage):
+                await admin.add_members(own, [f"{source}#u-alice"])
         records = [decode(AuditRecord, one.value) for one in world.broker.records("key-audit")]
         told = [one.decision for one in records[begun:] if one.event.startswith("group.")]
         assert told == ["deny"] * 4
@@ -126,6 +130,11 @@ async def test_groups_are_those_that_the_provider_names(world, idp):
         assert {staff, own, others} < set(listed["groups"])
         [hit] = await carol.get("acme/docs", ["doc"], include=["content"], after=applied(listed))
         assert hit.content == "hello"
+        # Administrators make administrators; and there is a way to end somebody before the token.
+        administrators = (await open_realm(world.store, world.kms)).administrator.default_group
+        await root.add_members(administrators, [user["user_id"]])
+        await root.revoke(f"user/{source}#u-alice")
+        await refused(alice.list_indexes(), ErrorCode.FORBIDDEN)
 
 
 async def test_assertions_for_others_and_changed_ones(world, idp):

@@ -357,9 +357,10 @@ def _document(**changes: str) -> str:
 
 
 MEANINGS = {
-    "a comment in the name": (">alice<", ">alice<!-- -->.example.org<"),
+    # The signature stays good: comments are not signed. Who reads up to it, reads another name.
+    "a comment in the name": (">alice.example.org<", ">alice<!-- -->.example.org<"),
     "a comment before everything": ("<p:Response", "<!-- x --><p:Response"),
-    "an instruction": (">alice<", ">al<?x y?>ice<"),
+    "an instruction": (">alice.", ">alice<?x y?>."),
     "an empty document type": ("<p:Response", "<!DOCTYPE x><p:Response"),
     "an entity": ("<p:Response", '<!DOCTYPE x [<!ENTITY a "alice">]><p:Response'),
     "an external entity": (
@@ -386,7 +387,7 @@ MEANINGS = {
 @pytest.mark.parametrize("name", MEANINGS)
 async def test_documents_with_two_meanings(make, name):
     old, new = MEANINGS[name]
-    document = _document()
+    document = _document(subject="alice.example.org")
     assert old in document
     provider = make()
     await refuses(provider, encoded(document.replace(old, new).encode()))
@@ -638,7 +639,8 @@ async def test_settings(tmp_path):
         return Settings(home=tmp_path, **options)
 
     provider = open_saml(settings(saml_roles="reader=index"), ADMINISTRATORS)
-    assert (await provider.authenticate(token())).scopes == {Scope.INDEX}
+    who = await provider.authenticate(token())
+    assert (who.id, who.scopes) == (f"{SOURCE}#alice", {Scope.INDEX})
     provider.close()
     for changes in (
         {"saml_roles": "a=Everything"},
