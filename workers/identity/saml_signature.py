@@ -111,10 +111,15 @@ def verify_signature(document: Document, certificates: tuple[str, ...], xmlsec: 
 
     Raises:
         Reject: UNAUTHENTICATED.
-        Retry: OVERLOADED, it takes too long.
+        Retry: OVERLOADED, it takes too long; KEY_UNAVAILABLE, no temporary file can be made.
     """
     with ExitStack() as stack:
-        signers = _Certificates(stack.enter_context(_file(one)) for one in certificates)
+        try:
+            signers = _Certificates(stack.enter_context(_file(one)) for one in certificates)
+        except OSError:
+            raise Retry(
+                ErrorCode.KEY_UNAVAILABLE, "the folder for temporary files cannot be written to"
+            ) from None
         context = SecurityContext(xmlsec, metadata=signers, only_use_keys_in_metadata=True)
         try:
             item = _item(document)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -524,6 +525,13 @@ async def test_what_the_program_is_told(make, tmp_path, monkeypatch):
     assert "--enabled-reference-uris same-doc" in text
     assert "--lax-key-search" in text
     assert "SECRET" not in text
+
+
+async def test_without_a_folder_for_temporary_files(make, tmp_path, monkeypatch):
+    provider = make()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(Retry, match="temporary"):
+        await provider.authenticate(token())
 
 
 def test_without_the_program(tmp_path, monkeypatch):
