@@ -400,6 +400,27 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         f"{_ROTATION}::test_a_new_kek_reseals_the_keys_and_destroys_what_the_old_one_wrapped",
     ),
     _m(
+        "a user key holds keys that its index's callers gave up",
+        "keys/user_keys.py",
+        "if one in {epoch, *keep}",
+        "if True",
+        f"{_ROTATION}::test_user_keys_go_on_when_callers_change_the_key_that_they_keep",
+    ),
+    _m(
+        "a user key made while the key changes holds the old one",
+        "keys/admin_user_keys.py",
+        "            await self._check_epoch(record, arguments.user_id)\n",
+        "",
+        f"{_ROTATION}::test_a_user_key_made_while_the_key_changes_works_or_is_refused",
+    ),
+    _m(
+        "a KEK for a user key is not bound to its epoch",
+        "keys/user_keys.py",
+        "    return info(Info.USER_KEY, uid, user_id, epoch)\n",
+        "    return info(Info.USER_KEY, uid, user_id)\n",
+        f"{_ROTATION}::test_a_kek_of_one_user_key_is_no_other_s",
+    ),
+    _m(
         "an old data key is kept",
         "keys/lifecycle.py",
         "                await self._indexes.hierarchy.drop_generations(record)\n",

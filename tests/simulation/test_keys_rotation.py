@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -370,6 +371,11 @@ async def test_user_keys_go_on_when_callers_change_the_key_that_they_keep(world)
         revoked.append("gone")
         await end("gone", NEXT)
         await check(2)
+        service = await world.service()
+        for one in await service._admin._callers._user_keys.list(
+            await service._indexes.record("mine")
+        ):
+            assert set(one.keks) == {epoch}
         # The key of before opens nothing, for nobody.
         assert (await change_kek(world, OWN, OWN)).error.code is ErrorCode.WRONG_KEY
         async with client(world, index_key=OWN) as c:
@@ -423,6 +429,28 @@ async def test_a_user_key_made_while_the_key_changes_works_or_is_refused(world, 
         assert await c.count("mine") == 0
     async with client(world, index_key=OWN) as c:
         assert [one["user_id"] for one in await c.list_user_keys("mine")] == ["between"]
+
+
+async def test_a_kek_of_one_user_key_is_no_other_s(world):
+    """Exchanged in the record by who has the realm: of another epoch, or of another user."""
+    await world.create("mine", auth=owner(world, OWN), kms={"provider": "none"})
+    key = await user_key(world, "u", "read")
+    service = await world.service()
+    record, user_keys = await service._indexes.record("mine"), service._admin._callers._user_keys
+    before = await user_keys._pages.get("u", record.uid)
+    assert (await user_keys.authenticate(record, "u", key)).index_key == SecretBytes(OWN)
+    later = msgspec.structs.replace(record, epoch=record.epoch + 1)
+    await user_keys.reseal(later, SecretBytes(NEXT), epoch=later.epoch, keep=[record.epoch])
+    sealed = (await user_keys._pages.get("u", record.uid)).keks
+    assert sealed.keys() == {record.epoch, later.epoch}
+    assert (await user_keys.authenticate(later, "u", key)).index_key == SecretBytes(NEXT)
+    for user_id, kek in (("u", before.keks[record.epoch]), ("other", sealed[later.epoch])):
+        put = msgspec.structs.replace(before, user_id=user_id, keks={later.epoch: kek})
+        await user_keys._pages.change(user_id, lambda _, put=put: put, record.uid)
+        with pytest.raises(Damaged):
+            await user_keys.authenticate(later, user_id, key)
+    await user_keys.reseal(later, SecretBytes(NEXT), epoch=later.epoch + 1, keep=[])
+    assert (await user_keys._pages.get("u", record.uid)).keks.keys() == {later.epoch + 1}
 
 
 async def test_user_keys_go_on_when_the_data_key_changes(quick):
