@@ -31,7 +31,7 @@ from workers.crypto.info import Info
 from workers.kafka.broker import Producer
 from workers.leases.certificate import WorkerIdentity
 from workers.leases.signed import signature_headers
-from workers.objects.results import Answer, Outgoing, encode_results
+from workers.objects.results import Answer, Outgoing, ResultTopic, encode_results
 
 _OPS = {
     OpKind.UPSERT: IngestOp.UPSERT,
@@ -59,11 +59,19 @@ class ShardPosition:
 class Emitter:
     """Sends index-events and late results. One per process."""
 
-    def __init__(self, producer: Producer, identity: WorkerIdentity, topic_prefix: str) -> None:
+    def __init__(
+        self,
+        producer: Producer,
+        identity: WorkerIdentity,
+        topic_prefix: str,
+        result_partitions: int = 0,
+    ) -> None:
         self._producer = producer
         self._identity = identity
         self._events = with_prefix(topic_prefix, INDEX_EVENT)
-        self._results = with_prefix(topic_prefix, INGEST_RESULT)
+        self._results = ResultTopic(
+            producer, with_prefix(topic_prefix, INGEST_RESULT), result_partitions
+        )
 
     async def event(self, position: ShardPosition) -> None:
         """Say how far a shard is; returns when that is acknowledged. Raises Retry."""
@@ -78,13 +86,7 @@ class Emitter:
             return
         answers = [_answer(index, op, error) for op, error in refused]
         results = await asyncio.to_thread(encode_results, answers, self._identity)
-        futures = [
-            await self._producer.send(self._results, one.value, key=one.key, headers=one.headers)
-            for one in results
-        ]
-        for done in await asyncio.gather(*futures, return_exceptions=True):
-            if isinstance(done, BaseException):
-                raise done
+        await self._results.send(results)
 
 
 def _answer(index: str, op: UpdateOp, error: ErrorInfo) -> Answer:

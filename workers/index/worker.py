@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from schemas.topics import INDEX_UPDATE, with_prefix
+from schemas.topics import INDEX_UPDATE, INGEST_RESULT, with_prefix
 from workers.index.emit import Emitter
 from workers.index.handler import IndexHandler
 from workers.index.notes import Notes
@@ -50,7 +50,12 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             directory=parts.directory,
             store=store,
             identity=parts.identity,
-            emitter=Emitter(parts.producer, parts.identity, settings.topic_prefix),
+            emitter=Emitter(
+                parts.producer,
+                parts.identity,
+                settings.topic_prefix,
+                await broker.partitions(with_prefix(settings.topic_prefix, INGEST_RESULT)),
+            ),
             dead_letters=parts.dead_letters,
             retry=RetryPolicy(),
             blocked=Total(metrics.BLOCKED_RECORDS, topic=INDEX_UPDATE),

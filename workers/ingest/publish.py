@@ -28,7 +28,7 @@ from workers.leases.certificate import WorkerIdentity
 from workers.leases.directory import KeyDirectory
 from workers.leases.lease import Lease
 from workers.objects.envelope import Route, SealedUpdate, seal_update
-from workers.objects.results import Answer, Outgoing, encode_results
+from workers.objects.results import Answer, ResultTopic, encode_results
 from workers.runtime.crunch import crunch
 from workers.runtime.deadletter import DeadLetters
 from workers.runtime.lastresort import unexpected
@@ -55,6 +55,7 @@ class Publisher:
         identity: WorkerIdentity,
         topic_prefix: str,
         limits: Limits,
+        result_partitions: int = 0,
     ) -> None:
         self._store = store
         self._producer = producer
@@ -62,7 +63,9 @@ class Publisher:
         self._directory = directory
         self._identity = identity
         self._updates = with_prefix(topic_prefix, INDEX_UPDATE)
-        self._results = with_prefix(topic_prefix, INGEST_RESULT)
+        self._results = ResultTopic(
+            producer, with_prefix(topic_prefix, INGEST_RESULT), result_partitions
+        )
         self._limits = limits
         self._waiting: dict[int, int] = {}
         self._keys: OrderedDict[bytes, tuple[Lease, IndexKeys]] = OrderedDict()
@@ -105,7 +108,7 @@ class Publisher:
             self._dead_letters.send(one.record, one.error, 1, sealed=one.sealed) for one in refused
         )
         results = await crunch(encode_results, _rejections(refused), self._identity)
-        await self._send_results(results)
+        await self._results.send(results)
         for one in refused:
             op = one.request.op.value if one.request is not None else "unknown"
             metrics.INGESTED.inc(op=op, status="rejected")
@@ -215,14 +218,7 @@ class Publisher:
     ) -> None:
         answers = _acceptances(index, updates, places)
         results = await crunch(encode_results, answers, self._identity)
-        await self._send_results(results)
-
-    async def _send_results(self, results: Sequence[Outgoing]) -> None:
-        futures = [
-            await self._producer.send(self._results, one.value, key=one.key, headers=one.headers)
-            for one in results
-        ]
-        await gather(futures)
+        await self._results.send(results)
 
 
 def _acceptances(

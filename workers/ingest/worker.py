@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 from schemas.index import MAX_RECORD_BYTES
-from schemas.topics import PLAINTEXT_INGEST, with_prefix
+from schemas.topics import INGEST_RESULT, PLAINTEXT_INGEST, with_prefix
 from workers.ingest.decide import Decider
 from workers.ingest.handler import IngestHandler
 from workers.ingest.prepare import Limits
@@ -47,6 +47,9 @@ async def serve(settings: Settings, stop: asyncio.Event, *, broker: Broker, stor
             limits=Limits(
                 content_bytes=settings.max_content_bytes,
                 record_bytes=min(settings.max_record_bytes, MAX_RECORD_BYTES),
+            ),
+            result_partitions=await broker.partitions(
+                with_prefix(settings.topic_prefix, INGEST_RESULT)
             ),
         )
         decider = Decider(parts.holder)

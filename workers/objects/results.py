@@ -1,7 +1,8 @@
 """Encode ingest-results: signed by the worker, sealed to the producer when it asked for that.
 
-Record: key = the source record's key, value = JSON of an `IngestResult`, or the sealed value of it
-(`open_result`; the results of a batch share their encapsulation: `workers/crypto/shared.py`).
+Record: key and partition of the source record, value = JSON of an `IngestResult`, or the sealed
+value of it (`open_result`; the results of a batch share their encapsulation:
+`workers/crypto/shared.py`).
 Headers: `content-type`, and the worker's signature and certificate (`workers/leases/signed.py`,
 domain INGEST_RESULT).
 
@@ -10,7 +11,8 @@ Used by the ingest worker (`accepted`, `rejected`) and by the index worker (late
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -25,17 +27,18 @@ from workers.crypto.info import Info, info
 from workers.crypto.lp import lp
 from workers.crypto.shared import SharedSeal, open_shared
 from workers.errors import Reject
-from workers.kafka.broker import Headers
+from workers.kafka.broker import Headers, Producer
 from workers.leases.certificate import WorkerIdentity
 from workers.leases.signed import headers_together
 
 
 class Outgoing(NamedTuple):
-    """A record to produce."""
+    """A record to produce. `partition` of the record it answers, None if there is none."""
 
     key: bytes
     value: bytes
     headers: Headers
+    partition: int | None = None
 
 
 @lru_cache(maxsize=1024)
@@ -75,7 +78,7 @@ def encode_results(answers: Iterable[Answer], identity: WorkerIdentity) -> list[
     and nobody waits for them, since the ingest worker refuses such a key.
     """
     values: list[tuple[bytes, bytes]] = []
-    content_types: list[str] = []
+    about: list[tuple[str, int | None]] = []
     sealer = _Sealer()
     for answer in answers:
         value, content_type = encode(answer.result), CONTENT_JSON
@@ -86,12 +89,55 @@ def encode_results(answers: Iterable[Answer], identity: WorkerIdentity) -> list[
                 continue
             content_type = CONTENT_SEALED
         values.append((answer.key, value))
-        content_types.append(content_type)
+        source = answer.result.source
+        about.append((content_type, None if source is None else source.partition))
     headers = headers_together(identity, Info.INGEST_RESULT, values)
     return [
-        Outgoing(key, value, ((HEADER_CONTENT_TYPE, content_type.encode()), *signed))
-        for (key, value), content_type, signed in zip(values, content_types, headers, strict=True)
+        Outgoing(key, value, ((HEADER_CONTENT_TYPE, kind.encode()), *signed), partition)
+        for (key, value), (kind, partition), signed in zip(values, about, headers, strict=True)
     ]
+
+
+class ResultTopic:
+    """Where results are produced: each in the partition that its record stood in.
+
+    So the results of one document stay in order, as by their key, and those of a micro-batch go out
+    as one batch.
+    """
+
+    def __init__(self, producer: Producer, topic: str, partitions: int) -> None:
+        """Prepare.
+
+        Args:
+            producer: sends them.
+            topic: with prefix.
+            partitions: how many it has; 0, where that is not known, lets the key choose.
+        """
+        self._producer = producer
+        self._topic = topic
+        self._partitions = partitions
+
+    async def send(self, results: Sequence[Outgoing]) -> None:
+        """Produce results, in order; return when all are acknowledged. Raises Retry."""
+        futures = [
+            await self._producer.send(
+                self._topic,
+                one.value,
+                key=one.key,
+                partition=self._partition(one),
+                headers=one.headers,
+            )
+            for one in results
+        ]
+        # Each is awaited before the first error is raised: none is left without an owner.
+        for done in await asyncio.gather(*futures, return_exceptions=True):
+            if isinstance(done, BaseException):
+                raise done
+
+    def _partition(self, one: Outgoing) -> int | None:
+        if one.partition is None or not self._partitions:
+            return None
+        return one.partition % self._partitions
 
 
 def open_result(reply: HpkePrivateKey, value: SealedValue, index: str, doc_id: str) -> bytes:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from schemas.codec import decode
 from schemas.errors import ErrorCode
 from schemas.ingest import IngestOp, IngestResult
+from schemas.position import Source
 from schemas.sealed import SealedValue
 from workers.crypto.errors import OpenFailed
 from workers.crypto.hpke import HpkePrivateKey, HpkeSuite, key_id
@@ -12,12 +14,14 @@ from workers.crypto.info import Info, info
 from workers.crypto.sign import SigningKey
 from workers.errors import Reject
 from workers.kafka.broker import Record
+from workers.kafka.memory import MemoryBroker
 from workers.leases.certificate import WorkerIdentity, issue_certificate
 from workers.leases.revocation import Revocations
 from workers.leases.signed import verify_record
 from workers.objects.results import (
     Answer,
     Outgoing,
+    ResultTopic,
     decode_reply_key,
     encode_results,
     open_result,
@@ -111,3 +115,43 @@ def test_results_are_signed_together_and_verify_alone() -> None:
         verify_record(
             record(out), ISSUER.public, ("ingest",), Info.INGEST_RESULT, revocations=Revocations()
         )
+
+
+@pytest.mark.parametrize(("partitions", "expected"), [(4, [3, 1, 3]), (2, [1, 1, 1])])
+async def test_results_stand_where_their_records_stood(
+    partitions: int, expected: list[int]
+) -> None:
+    broker = MemoryBroker({"results": partitions})
+    topic = ResultTopic(await broker.producer(), "results", partitions)
+    answers = [
+        Answer(
+            msgspec.structs.replace(RESULT, source=Source(topic="t", partition=p, offset=n)),
+            b"i/%d" % n,
+            b"",
+        )
+        for n, p in enumerate((3, 1, 7))
+    ]
+    await topic.send(encode_results(answers, WORKER))
+    found = {record.key: record.partition for record in broker.records("results")}
+    assert [found[answer.key] for answer in answers] == expected
+
+
+async def test_without_a_known_place_the_key_chooses() -> None:
+    broker = MemoryBroker({"results": 3})
+    [known] = encode_results(
+        [
+            Answer(
+                msgspec.structs.replace(RESULT, source=Source(topic="t", partition=2, offset=0)),
+                b"i/a",
+                b"",
+            )
+        ],
+        WORKER,
+    )
+    [unknown] = encode_results([Answer(RESULT, b"i/a", b"")], WORKER)
+    producer = await broker.producer()
+    await ResultTopic(producer, "results", 0).send([known])
+    await ResultTopic(producer, "results", 3).send([unknown])
+    assert {record.partition for record in broker.records("results")} == {
+        broker.choose("results", b"i/a")
+    }
