@@ -45,6 +45,23 @@ _POLL_S: Final = 0.25
 log = structlog.get_logger("query.indexes")
 
 
+class _Leased:
+    """The segment and vector keys of the lease that an index has now.
+
+    Readers keep this, not their `OpenIndex`: what nobody uses any more, a keyed state among it, is
+    gone at once then, and not when Python next looks for objects that hold each other.
+    """
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+
+    def segment_key(self, generation: int) -> SecretBytes:
+        return self.lease.keys(generation, Purpose.SEGMENT)
+
+    def vector_key(self, generation: int) -> SecretBytes:
+        return self.lease.keys(generation, Purpose.VECTOR)
+
+
 class OpenIndex:
     """One index as this worker reads it.
 
@@ -64,7 +81,7 @@ class OpenIndex:
         decoded: DecodedCache,
         directory: KeyDirectory,
     ) -> None:
-        self.lease = lease
+        self._leased = _Leased(lease)
         self._store = store
         self._blocks = blocks
         self._decoded = decoded
@@ -72,14 +89,19 @@ class OpenIndex:
         self._states: OrderedDict[tuple[int, bytes], VectorState] = OrderedDict()
         verifier = head_verifier(directory, lease.index)
         self.readers = [
-            ShardReader(store, blocks, lease.uid, shard, self._segment_key, verifier)
+            ShardReader(store, blocks, lease.uid, shard, self._leased.segment_key, verifier)
             for shard in range(lease.config.shards)
         ]
         self._moved = asyncio.Condition()
 
+    @property
+    def lease(self) -> Lease:
+        """The lease that was used last."""
+        return self._leased.lease
+
     def use(self, lease: Lease) -> None:
         """Go on with a renewed lease."""
-        self.lease = lease
+        self._leased.lease = lease
 
     async def moved(self, shard: int, version: int) -> None:
         """Take the hint of a signed index-event: the shard has at least `version`."""
@@ -172,15 +194,9 @@ class OpenIndex:
         self._decoded.forget(self.lease.uid)
         self._blocks.forget(layout.index_prefix(self.lease.uid))
 
-    def _segment_key(self, generation: int) -> SecretBytes:
-        return self.lease.keys(generation, Purpose.SEGMENT)
-
-    def _vector_key(self, generation: int) -> SecretBytes:
-        return self.lease.keys(generation, Purpose.VECTOR)
-
     def _centroid_tokens(self, epoch: int, cluster: int) -> list[bytes]:
         return [
-            centroid_token(self._vector_key(generation), epoch, cluster)
+            centroid_token(self._leased.vector_key(generation), epoch, cluster)
             for generation in self.lease.generations
         ]
 
@@ -191,7 +207,7 @@ class OpenIndex:
         state = self._states.get(name)
         if state is None:
             state = await load_state(
-                self._store, self._vector_key, self.lease.uid, shard.shard, shard.vector
+                self._store, self._leased.vector_key, self.lease.uid, shard.shard, shard.vector
             )
             if state is None:
                 return None

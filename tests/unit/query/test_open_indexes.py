@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -64,3 +66,21 @@ def test_a_lease_that_ends_during_a_query_can_be_asked_for_again() -> None:
     one.wipe()
     with pytest.raises(Retry, match="KEY_UNAVAILABLE"):
         context.object_id("doc")
+
+
+async def test_a_closed_index_is_gone_at_once() -> None:
+    """Its token cache is keyed: nothing may wait for Python to look for cycles."""
+    one = lease(b"a" * 16)
+    indexes = OpenIndexes(MemoryStore(), DIRECTORY, cache_bytes=1 << 20)
+    with indexes.using(one) as opened:
+        await opened.snapshot([], 0)
+        opened.context(CALLER)
+    watched = weakref.ref(opened)
+    del opened
+    one.wipe()
+    gc.disable()
+    try:
+        indexes.sweep()
+        assert watched() is None
+    finally:
+        gc.enable()
