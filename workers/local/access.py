@@ -1,15 +1,15 @@
 """Who may do what in the local object store, and the variables that say how to reach the stack.
 
-Four identities, so that a mistake of one part cannot touch the rest:
+One identity for each part, so that a mistake of one cannot touch the rest:
 
-    admin   everything             for the owner: `stack.env`
-    worker  our bucket             ingest, index and keys workers
-    query   our bucket, read only  query workers (they may write under `results/` only)
-    broker  the broker's bucket    Tansu
+    admin                        everything                       for the owner: `stack.env`
+    keys, ingest, index, query   what the role needs (`rights`)   the workers of that role
+    broker                       the broker's bucket              Tansu
 """
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from typing import Any
 
 from workers.local.files import read_json, write_json, write_private
 from workers.local.ports import LOOPBACK
+from workers.local.rights import role_policy
 from workers.settings import parse_env_file
 
 BUCKET = "sealstream"
@@ -37,31 +38,37 @@ class KeyPair:
         return {"AWS_ACCESS_KEY_ID": self.access, "AWS_SECRET_ACCESS_KEY": self.secret}
 
 
-_ACTIONS: dict[str, list[str]] = {
-    "admin": ["Admin"],
-    "worker": [f"{action}:{BUCKET}" for action in ("Read", "Write", "List", "Tagging")],
-    "query": [f"Read:{BUCKET}", f"List:{BUCKET}", f"Write:{BUCKET}/results/*"],
-    "broker": [f"{action}:{BROKER_BUCKET}" for action in ("Read", "Write", "List", "Tagging")],
+_ROLES = ("keys", "ingest", "index", "query")
+_RIGHTS: dict[str, dict[str, list[str]]] = {
+    "admin": {"actions": ["Admin"]},
+    **{role: {"policyNames": [role]} for role in _ROLES},
+    "broker": {
+        "actions": [f"{action}:{BROKER_BUCKET}" for action in ("Read", "Write", "List", "Tagging")]
+    },
 }
 
 
 def load_identities(path: Path) -> dict[str, KeyPair]:
     """Return the key pairs in SeaweedFS's identity file; write it if it is absent or incomplete."""
     known = _parse(read_json(path) or {})
-    if known.keys() != _ACTIONS.keys():
+    if known.keys() != _RIGHTS.keys():
         known = {
             name: known.get(name) or KeyPair(secrets.token_hex(10), secrets.token_urlsafe(30))
-            for name in _ACTIONS
+            for name in _RIGHTS
         }
     identities = [
         {
             "name": name,
             "credentials": [{"accessKey": pair.access, "secretKey": pair.secret}],
-            "actions": _ACTIONS[name],
+            **_RIGHTS[name],
         }
         for name, pair in known.items()
     ]
-    write_json(path, {"identities": identities})
+    policies = [
+        {"name": role, "content": json.dumps(role_policy(role, BUCKET), separators=(",", ":"))}
+        for role in _ROLES
+    ]
+    write_json(path, {"identities": identities, "policies": policies})
     return known
 
 
@@ -73,7 +80,7 @@ def _parse(config: Mapping[str, Any]) -> dict[str, KeyPair]:
             pair = KeyPair(credential["accessKey"], credential["secretKey"])
         except (KeyError, IndexError, TypeError):
             continue
-        if identity.get("name") in _ACTIONS:
+        if identity.get("name") in _RIGHTS:
             pairs[identity["name"]] = pair
     return pairs
 

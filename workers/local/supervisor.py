@@ -292,8 +292,7 @@ class Stack:
 
     def _worker_env(self, role: str) -> dict[str, str]:
         stack = parse_env_file((self._home / "stack.env").read_text(encoding="utf-8"))
-        credentials = self._keys["query" if role == "query" else "worker"]
-        return roles.worker_env(stack, credentials, self._kms_env if role == "keys" else {})
+        return roles.worker_env(stack, self._keys[role], self._kms_env if role == "keys" else {})
 
 
 def _first(errors: BaseExceptionGroup[StackError | SealstreamError]) -> StackError:

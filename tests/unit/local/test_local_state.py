@@ -12,6 +12,7 @@ from workers.local import access, control, ports, roles, servers, state
 from workers.local.errors import AlreadyRunning, StackError
 from workers.local.files import read_json, tail, write_private
 from workers.local.process import start_ticks
+from workers.local.rights import role_policy
 
 
 def mode(path: Path) -> int:
@@ -136,7 +137,7 @@ def test_identities_are_kept_and_private(tmp_path: Path) -> None:
     made = access.load_identities(path)
     assert mode(path) == 0o600
     assert access.load_identities(path) == made
-    assert len({pair.secret for pair in made.values()}) == 4
+    assert len({pair.secret for pair in made.values()}) == 6
     assert made["admin"].secret not in repr(made)
     path.write_text('{"identities": [{"name": "admin"}]}')
     again = access.load_identities(path)
@@ -146,12 +147,15 @@ def test_identities_are_kept_and_private(tmp_path: Path) -> None:
 def test_only_the_owner_may_touch_everything(tmp_path: Path) -> None:
     path = tmp_path / "identities.json"
     access.load_identities(path)
-    actions = {i["name"]: i["actions"] for i in orjson.loads(path.read_bytes())["identities"]}
-    assert actions["admin"] == ["Admin"]
-    writes = [a for a in actions["query"] if a.startswith("Write")]
-    assert writes == ["Write:sealstream/results/*"]
-    assert all(a.endswith(f":{access.BROKER_BUCKET}") for a in actions["broker"])
-    assert all(a.endswith(f":{access.BUCKET}") for a in actions["worker"])
+    told = orjson.loads(path.read_bytes())
+    rights = {one.pop("name"): one for one in told["identities"]}
+    assert rights["admin"]["actions"] == ["Admin"]
+    assert all(a.endswith(f":{access.BROKER_BUCKET}") for a in rights["broker"]["actions"])
+    policies = {one["name"]: orjson.loads(one["content"]) for one in told["policies"]}
+    for role in ("keys", "ingest", "index", "query"):
+        assert rights[role]["policyNames"] == [role]
+        assert "actions" not in rights[role]
+        assert policies[role] == role_policy(role, access.BUCKET)
 
 
 def test_variables_are_merged_into_a_private_file(tmp_path: Path) -> None:
