@@ -26,6 +26,7 @@ _AUDIT = "simulation/test_keys_audit.py"
 _ENROL = "simulation/test_keys_enrolment.py"
 _FAILURES = "simulation/test_keys_failures.py"
 _GRANTS = "simulation/test_keys_grants.py"
+_MEMORY = "simulation/test_keys_memory.py"
 _POSSESSION = "simulation/test_keys_possession.py"
 _ROTATION = "simulation/test_keys_rotation.py"
 _STOLEN = "simulation/test_keys_stolen.py"
@@ -225,6 +226,28 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "        metrics.AUDIT_RECORDS.inc()\n",
         "            return\n        metrics.AUDIT_RECORDS.inc()\n",
         f"{_FAILURES}::test_no_grant_without_its_audit_record",
+    ),
+    # --- what is left in memory ------------------------------------------------------------------
+    _m(
+        "a worker leaves an opened grant in memory",
+        "leases/grant.py",
+        "        finally:\n            overwrite(plaintext)\n",
+        "        finally:\n            pass\n",
+        _MEMORY,
+    ),
+    _m(
+        "a worker leaves the keys of a grant in memory",
+        "leases/holder.py",
+        "        finally:\n            payload.wipe()\n",
+        "        finally:\n            pass\n",
+        _MEMORY,
+    ),
+    _m(
+        "a closed index stays until Python looks for cycles",
+        "query/indexes.py",
+        "lease.uid, shard, self._leased.segment_key, verifier)",
+        "lease.uid, shard, lambda g: self._leased.segment_key(g), verifier)",
+        "unit/query/test_open_indexes.py",
     ),
     # --- directory, revocations, enrolment -------------------------------------------------------
     _m(
