@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
 from workers.client import Client
 from workers.client.session import Protection
+from workers.errors import Retry
 from workers.settings import Settings
+
+T = TypeVar("T")
 
 DEADLINE_S = 60.0
 QUERY_S = 30.0
@@ -51,6 +54,16 @@ def worker_pids(stack: Stack) -> dict[str, int | None]:
 
 def ids(hits: Iterable[Any]) -> list[str]:
     return [hit.id for hit in hits]
+
+
+async def eventually(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask again while the answer is that it may go well later; return what it is then."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            try:
+                return await ask()
+            except Retry:
+                await asyncio.sleep(0.1)
 
 
 class Bare:
