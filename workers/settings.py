@@ -146,6 +146,11 @@ class Settings(BaseModel):
         default="", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Put before every topic name."
     )
 
+    store_folder: Path | None = Field(
+        default=None,
+        description="Keep objects as files below this folder instead of in S3: for one machine, and"
+        " without rights by role. It must exist.",
+    )
     s3_endpoint: str | None = Field(
         default=None,
         pattern=r"^https?://",

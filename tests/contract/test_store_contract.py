@@ -1,4 +1,4 @@
-"""What every store promises: the memory one, and S3 by SeaweedFS and by moto."""
+"""What every store promises: in memory, in files, and S3 by SeaweedFS and by moto."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from s3_kit import moto_s3
 
 from workers.errors import Fatal, Retry
-from workers.storage.check import Role
 from workers.storage.config import StoreConfig
 from workers.storage.errors import (
     AccessDenied,
@@ -27,9 +26,10 @@ from workers.storage.errors import (
     PreconditionFailed,
     ReadOnly,
 )
+from workers.storage.file import FileStore
 from workers.storage.memory import MemoryStore
 from workers.storage.s3 import S3Store
-from workers.storage.store import ObjectInfo, Store, Stored
+from workers.storage.store import ObjectInfo, Role, Store, Stored
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +40,12 @@ def moto(home: Path) -> Iterator[StoreConfig]:
         yield config
 
 
-@pytest.fixture(params=["memory", "seaweed", "moto"])
-def store(request: pytest.FixtureRequest) -> Store:
+@pytest.fixture(params=["memory", "file", "seaweed", "moto"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "memory":
         return MemoryStore()
+    if request.param == "file":
+        return FileStore(tmp_path, "test/one")
     config: StoreConfig = request.getfixturevalue(request.param)
     return S3Store(replace(config, prefix=f"test/{secrets.token_hex(8)}"))
 
@@ -92,7 +94,7 @@ async def test_ranges(store: Store) -> None:
 
 
 async def test_near_ranges_share_a_request(store: Store) -> None:
-    if isinstance(store, MemoryStore):
+    if not isinstance(store, S3Store):
         pytest.skip("reads everything at once anyway")
     await store.put("segment", bytes(3_000_000))
     before = store.stats.copy()
@@ -207,6 +209,8 @@ async def test_read_only(store: Store, request: pytest.FixtureRequest) -> None:
     await store.put("k", b"1")
     if isinstance(store, MemoryStore):
         reader: Store = store.view(read_only=True)
+    elif isinstance(store, FileStore):
+        reader = FileStore(store._folder, store._prefix, read_only=True)
     else:
         assert isinstance(store, S3Store)
         reader = S3Store(replace(store._config, read_only=True))

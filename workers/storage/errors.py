@@ -18,6 +18,9 @@ Keys are opaque (hex of uids), so they may stand in messages; contents never do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from schemas.errors import ErrorCode
 from workers.errors import Retry
 
@@ -84,3 +87,12 @@ class OutcomeUnknown(Retry):
 def unavailable(why: str) -> Retry:
     """Make the error for a store that cannot answer now. `why` must not quote contents."""
     return Retry(ErrorCode.STORAGE_UNAVAILABLE, f"the object store is not available: {why}")
+
+
+@contextmanager
+def conditional(key: str) -> Iterator[None]:
+    """Turn a failure without a clear answer into `OutcomeUnknown`."""
+    try:
+        yield
+    except Retry as error:
+        raise OutcomeUnknown(key) from error

@@ -6,6 +6,7 @@ from pydantic import SecretStr
 
 from workers.settings import Settings
 from workers.storage.config import StoreConfig
+from workers.storage.file import FileStore
 from workers.storage.s3 import S3Store
 from workers.storage.store import Store
 
@@ -36,6 +37,8 @@ def open_store(settings: Settings, *, read_only: bool = False) -> Store:
         settings: connection, credentials and limits.
         read_only: refuse writes in this process, whatever the credentials allow.
     """
+    if settings.store_folder is not None:
+        return FileStore(settings.store_folder, settings.s3_prefix, read_only=read_only)
     return S3Store(store_config(settings, read_only=read_only))
 
 

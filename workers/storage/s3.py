@@ -13,27 +13,26 @@ import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import obstore
 from obstore import exceptions as obs
 from obstore.store import S3Store as ObstoreS3
 
-from workers.errors import Retry
 from workers.storage.check import check_store
 from workers.storage.config import StoreConfig
+from workers.storage.counting import count, received, sent
 from workers.storage.errors import (
     AccessDenied,
     AlreadyExists,
     NotFound,
-    OutcomeUnknown,
     PreconditionFailed,
     ReadOnly,
     StorageError,
+    conditional,
     unavailable,
 )
 from workers.storage.store import ObjectInfo, Role, Stored, StoreStats
-from workers.telemetry import metrics
 
 if TYPE_CHECKING:
     from obstore import GetOptions, PutMode
@@ -74,13 +73,13 @@ class S3Store:
             return None
 
     async def _get(self, key: str, options: GetOptions) -> Stored:
-        self._count("get")
+        count(self.stats, "get")
         async with self._slots:
             with _errors(key):
                 async with asyncio.timeout(self._config.operation_timeout_s):
                     result = await obstore.get_async(self._repeating, key, options=options)
                     data = bytes(await result.bytes_async())
-        self._received(len(data))
+        received(self.stats, len(data))
         etag = result.meta["e_tag"]
         if etag is None:
             raise StorageError(key, "the object store gives no ETag")
@@ -111,14 +110,14 @@ class S3Store:
         return [found[start, length] if length else b"" for start, length in ranges]
 
     async def _span(self, key: str, low: int, high: int) -> bytes:
-        self._count("get")
+        count(self.stats, "get")
         async with self._slots:
             with _errors(key):
                 async with asyncio.timeout(self._config.operation_timeout_s):
                     data = bytes(
                         await obstore.get_range_async(self._repeating, key, start=low, end=high)
                     )
-        self._received(len(data))
+        received(self.stats, len(data))
         return data
 
     async def put(self, key: str, data: bytes) -> str:
@@ -127,13 +126,13 @@ class S3Store:
 
     async def create(self, key: str, data: bytes) -> str:
         """Write an object only if the key is free."""
-        with _conditional(key):
+        with conditional(key):
             return await self._put(self._once, key, data, "create")
 
     async def replace(self, key: str, data: bytes, etag: str) -> str:
         """Write an object only if the present one has `etag`."""
         try:
-            with _conditional(key):
+            with conditional(key):
                 # The stub wants a version, too; the binding refuses None for it.
                 mode = cast("PutMode", {"e_tag": etag})
                 return await self._put(self._once, key, data, mode)
@@ -144,15 +143,14 @@ class S3Store:
     async def _put(self, client: ObstoreS3, key: str, data: bytes, mode: PutMode) -> str:
         if self._config.read_only:
             raise ReadOnly(key)
-        self._count("put")
+        count(self.stats, "put")
         async with self._slots:
             with _errors(key):
                 async with asyncio.timeout(self._config.operation_timeout_s):
                     result = await obstore.put_async(
                         client, key, data, mode=mode, use_multipart=False
                     )
-        self.stats.bytes_out += len(data)
-        metrics.STORE_BYTES.inc(len(data), direction="out")
+        sent(self.stats, len(data))
         etag = result["e_tag"]
         if etag is None:
             raise StorageError(key, "the object store gives no ETag")
@@ -164,7 +162,7 @@ class S3Store:
             return
         if self._config.read_only:
             raise ReadOnly(keys[0])
-        self._count("delete", len(keys))
+        count(self.stats, "delete", len(keys))
         async with self._slots:
             with _errors(keys[0]):
                 async with asyncio.timeout(self._config.operation_timeout_s):
@@ -187,7 +185,7 @@ class S3Store:
         stream = obstore.list(self._repeating, prefix or None, chunk_size=_LIST_CHUNK)
         chunks = aiter(stream)
         while True:
-            self._count("list")
+            count(self.stats, "list")
             with _errors(prefix):
                 async with asyncio.timeout(self._config.operation_timeout_s):
                     try:
@@ -204,14 +202,6 @@ class S3Store:
 
     async def aclose(self) -> None:
         """Nothing to release: obstore closes idle connections with its client."""
-
-    def _count(self, verb: Literal["get", "put", "delete", "list"], requests: int = 1) -> None:
-        setattr(self.stats, f"{verb}s", getattr(self.stats, f"{verb}s") + requests)
-        metrics.STORE_REQUESTS.inc(requests, verb=verb)
-
-    def _received(self, size: int) -> None:
-        self.stats.bytes_in += size
-        metrics.STORE_BYTES.inc(size, direction="in")
 
 
 def _client(config: StoreConfig, max_retries: int) -> ObstoreS3:
@@ -297,15 +287,6 @@ def _errors(key: str) -> Iterator[None]:
             raise AccessDenied(key) from error
         why = "no connection" if status is None else f"status {status[1]}"
         raise unavailable(why) from error
-
-
-@contextmanager
-def _conditional(key: str) -> Iterator[None]:
-    """Turn a failure without a clear answer into `OutcomeUnknown`."""
-    try:
-        yield
-    except Retry as error:
-        raise OutcomeUnknown(key) from error
 
 
 def _coalesce(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The main flow on a second implementation of S3: all four workers, a client, moto as the bucket.
+"""The main flow on other stores: all four workers, a client, and moto as the bucket, or a folder.
 
 The integration tests do the same, and more, on SeaweedFS.
 """
@@ -6,7 +6,8 @@ The integration tests do the same, and more, on SeaweedFS.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from s3_kit import moto_s3
 from schemas.errors import ErrorCode
 from workers.client import Client
 from workers.errors import Reject
+from workers.settings import Settings
+from workers.storage.open import open_store
 from workers.storage.s3 import S3Store
+from workers.storage.store import Store
 
 PAIRS = {
     "id1": ["keyword1", "keyword2", "keyword4"],
@@ -31,12 +35,23 @@ PAIRS = {
 }
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    with moto_s3(tmp_path) as config:
+@contextmanager
+def stores(kind: str, folder: Path) -> Iterator[tuple[Store, Store]]:
+    """Yield a store and the same for reading."""
+    if kind == "moto":
+        with moto_s3(folder) as config:
+            yield S3Store(config), S3Store(replace(config, read_only=True))
+    else:
+        settings = Settings(store_folder=folder / "objects", s3_prefix="library")
+        (folder / "objects").mkdir()
+        yield open_store(settings), open_store(settings, read_only=True)
+
+
+@pytest.fixture(params=["moto", "file"])
+async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    with stores(request.param, tmp_path) as (store, reader):
         world: Any = World(tmp_path)
-        world.store = S3Store(config)
-        world.reader = S3Store(replace(config, read_only=True))
+        world.store, world.reader = store, reader
         for role in ("all", "keys", "ingest", "index"):
             await world.store.check(role)
         await world.reader.check()
