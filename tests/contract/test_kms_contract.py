@@ -43,9 +43,12 @@ async def world(
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def kms(world: World) -> AsyncIterator[Kms]:
-    """One client for all tests that leave the server whole, as a key service has one."""
+    """One client for all tests that leave the server whole, as a key service has one.
+
+    Not for longer: a login to a PKCS#11 token is one of the whole process.
+    """
     opened = world.open()
     yield opened
     await opened.aclose()

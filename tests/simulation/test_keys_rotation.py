@@ -63,12 +63,6 @@ async def quick(tmp_path, monkeypatch):
     await world.aclose()
 
 
-async def status(world, index=INDEX):
-    result = await world.admin("key.status", {"index": index})
-    assert result.error is None, result.error
-    return result.result
-
-
 async def rotate(world, level, index=INDEX, **changes):
     return await world.admin("key.rotate", {"index": index, "level": level}, **changes)
 
@@ -119,7 +113,7 @@ async def test_a_data_key_is_changed_while_the_index_is_written_and_searched(qui
         for start in range(0, 60, 20):
             await ingest(c, range(start, start + 20))
         await everything(c, 60)
-        before = await status(world)
+        before = await world.key_status(INDEX)
         assert before["generations"] == [1]
         old = await _subkeys(world, uid)
         begun = await rotate(world, "dek")
@@ -129,7 +123,7 @@ async def test_a_data_key_is_changed_while_the_index_is_written_and_searched(qui
         assert again.error.code is ErrorCode.CONFLICT
         stages, rounds, count = [], 0, 60
         async with asyncio.timeout(60):
-            while (now := await status(world))["rotation"] is not None:
+            while (now := await world.key_status(INDEX))["rotation"] is not None:
                 stages.append(now["rotation"]["stage"])
                 # Searched and written to all the time.
                 await everything(c, count)
@@ -269,7 +263,7 @@ async def test_nothing_is_changed_while_the_kms_is_down(world):
     world.kms.down = False
     kept = [k for k in sorted(world.stored()) if not k.startswith("realm/requests/")]
     assert kept == [k for k in stored if not k.startswith("realm/requests/")]
-    assert (await status(world))["generations"] == [1]
+    assert (await world.key_status(INDEX))["generations"] == [1]
     assert (await rotate(world, "kek")).error is None
 
 
@@ -518,7 +512,7 @@ async def test_a_document_that_was_deleted_is_shredded_with_the_old_data_key(qui
         assert packs
         await rotate(world, "dek")
         async with asyncio.timeout(60):
-            while (await status(world))["rotation"] is not None:
+            while (await world.key_status(INDEX))["rotation"] is not None:
                 await asyncio.sleep(0.1)
             while await _old_segments(world, uid, shards=1):
                 await asyncio.sleep(0.1)

@@ -161,7 +161,7 @@ async def changed(world: World, level: str) -> None:
     done = await world.admin("key.rotate", {"index": INDEX, "level": level})
     assert done.error is None, done.error
     async with asyncio.timeout(60):
-        while (await world.admin("key.status", {"index": INDEX})).result["rotation"] is not None:
+        while (await world.key_status(INDEX))["rotation"] is not None:
             await asyncio.sleep(0.1)
 
 

@@ -126,7 +126,7 @@ async def test_a_reply_goes_to_result_topics_only(world, topic):
 
 
 async def test_an_answer_goes_to_the_topic_and_partition_that_were_named(world):
-    world.broker._create("query-result.mine", 2)
+    world.broker.create("query-result.mine", 2)
     plain = body(world, reply={"topic": "query-result.mine", "partition": 1})
     assert (await answer(world, plain, topic="query-result.mine")).status == "ok"
     [record] = world.broker.records("query-result.mine")

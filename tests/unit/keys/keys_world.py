@@ -280,6 +280,17 @@ class World:
         finally:
             await reader.stop()
 
+    async def key_status(self, index: str) -> dict[str, Any]:
+        """Return the result of key.status; in the moment of a change the answer is to ask again."""
+        async with asyncio.timeout(20):
+            while True:
+                told = await self.admin("key.status", {"index": index})
+                if told.error is None:
+                    found: dict[str, Any] = told.result or {}
+                    return found
+                assert told.error.code is ErrorCode.KEY_UNAVAILABLE, told.error
+                await asyncio.sleep(0.1)
+
     def open_result(self, record: Record, reply: HpkePrivateKey) -> AdminResult:
         self.directory.key_service.sign_pub.verify(
             record.header(HEADER_SIGNATURE) or b"",
