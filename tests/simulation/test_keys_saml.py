@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from nanoidp_kit import AUDIENCE, RECIPIENT, Provider
+from people_kit import NAMES, by, refused, share_by_groups
 from query_kit import ALL, World, applied, client, workers
 from saml_kit import needs_xmlsec1
 
@@ -15,8 +16,6 @@ from schemas.audit import AuditRecord
 from schemas.auth import Scope
 from schemas.codec import decode
 from schemas.errors import ErrorCode, InvalidMessage
-from workers.client import Client
-from workers.errors import Reject
 from workers.identity.claims import group_id
 from workers.keys.realm import open_realm
 
@@ -50,51 +49,13 @@ async def world(tmp_path: Path, idp: Provider) -> Any:
     await world.aclose()
 
 
-def by(world: World, token: str) -> Client:
-    from pydantic import SecretStr
-
-    settings = world.settings.model_copy(update={"token": SecretStr(token)})
-    return Client(settings, broker=world.broker)
-
-
-async def refused(call: Any, code: ErrorCode) -> None:
-    with pytest.raises(Reject) as error:
-        await call
-    assert error.value.code is code, error.value
-
-
 async def test_people_of_another_provider_share_by_its_groups(world, idp):
     source = f"saml:{idp.issuer}/saml"
-    staff = group_id(source, "STAFF")
     async with client(world) as admin:
         await admin.create_index("acme/docs")
-    tokens = {
-        name: await asyncio.to_thread(idp.assertion, name)
-        for name in ("alice", "bob", "carol", "root", "nobody")
-    }
-    async with (
-        workers(world, *ALL),
-        by(world, tokens["alice"]) as alice,
-        by(world, tokens["bob"]) as bob,
-        by(world, tokens["carol"]) as carol,
-        by(world, tokens["root"]) as root,
-        by(world, tokens["nobody"]) as nobody,
-    ):
-        done = await alice.ingest(
-            "acme/docs", "doc", content="hello", groups=[staff], wait="searchable"
-        )
-        [hit] = await bob.get("acme/docs", ["doc"], include=["content"], after=[done])
-        assert hit.content == "hello"
-        assert await carol.get("acme/docs", ["doc"], include=["content"]) == []
-        await refused(bob.ingest("acme/docs", "x", content="x"), ErrorCode.FORBIDDEN)
-        await refused(nobody.count("acme/docs"), ErrorCode.FORBIDDEN)
-        # Administrators by a role; users of the realm beside those of the provider.
-        made = await root.create_user([Scope.INDEX])
-        await refused(alice.create_user([]), ErrorCode.FORBIDDEN)
-        assert (await root.log_in(made["user_id"], made["password"]))["token"]
-        audited = [decode(AuditRecord, r.value) for r in world.broker.records("key-audit")]
-        callers = {one.caller for one in audited if one.event == "user.create"}
-        assert callers == {f"{source}#u-root", f"{source}#u-alice"}
+    tokens = {name: await asyncio.to_thread(idp.assertion, name) for name in NAMES}
+    callers = {f"{source}#u-root", f"{source}#u-alice"}
+    await share_by_groups(world, tokens, group_id(source, "STAFF"), callers)
 
 
 async def test_groups_are_those_that_the_provider_names(world, idp):
