@@ -40,7 +40,7 @@ from workers.storage.errors import (
     conditional,
     unavailable,
 )
-from workers.storage.store import ObjectInfo, Role, Stored, StoreStats
+from workers.storage.store import ObjectInfo, Role, Stored, StoreStats, check_ranges
 
 T = TypeVar("T")
 
@@ -85,8 +85,7 @@ class FileStore:
 
     async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Read several `(start, length)` ranges, from one version of the object."""
-        if any(start < 0 or length < 0 for start, length in ranges):
-            raise ValueError("a range has a start and a length that are not negative")
+        check_ranges(ranges)
         if not any(length for _, length in ranges):
             return [b""] * len(ranges)
         count(self.stats, "get")

@@ -21,7 +21,7 @@ from workers.storage.errors import (
     ReadOnly,
     unavailable,
 )
-from workers.storage.store import ObjectInfo, Role, Stored, StoreStats
+from workers.storage.store import ObjectInfo, Role, Stored, StoreStats, check_ranges
 
 Verb = Literal["get", "put", "create", "replace", "delete", "list"]
 
@@ -112,8 +112,7 @@ class MemoryStore:
 
     async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Read several `(start, length)` ranges."""
-        if any(start < 0 or length < 0 for start, length in ranges):
-            raise ValueError("a range has a start and a length that are not negative")
+        check_ranges(ranges)
         if not any(length for _, length in ranges):
             return [b""] * len(ranges)
         data = (await self._read(key)).stored.data

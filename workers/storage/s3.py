@@ -32,7 +32,7 @@ from workers.storage.errors import (
     conditional,
     unavailable,
 )
-from workers.storage.store import ObjectInfo, Role, Stored, StoreStats
+from workers.storage.store import ObjectInfo, Role, Stored, StoreStats, check_ranges
 
 if TYPE_CHECKING:
     from obstore import GetOptions, PutMode
@@ -93,8 +93,7 @@ class S3Store:
     async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Read several `(start, length)` ranges, near ones in one request."""
         wanted = sorted({(start, length) for start, length in ranges if length})
-        if any(start < 0 or length < 0 for start, length in ranges):
-            raise ValueError("a range has a start and a length that are not negative")
+        check_ranges(ranges)
         groups = _coalesce(wanted)
         spans = await asyncio.gather(*(self._span(key, low, high) for low, high in groups))
         found: dict[tuple[int, int], bytes] = {}

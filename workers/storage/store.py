@@ -144,3 +144,9 @@ class Store(Protocol):
     async def aclose(self) -> None:
         """Release connections."""
         ...
+
+
+def check_ranges(ranges: Sequence[tuple[int, int]]) -> None:
+    """Refuse `(start, length)` ranges that no object can have. Raises ValueError."""
+    if any(start < 0 or length < 0 for start, length in ranges):
+        raise ValueError("a range has a start and a length that are not negative")
