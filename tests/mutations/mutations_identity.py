@@ -364,7 +364,7 @@ IDENTITY: Final[tuple[Mutation, ...]] = (
     _m(
         "saml: comments cut names",
         "identity/saml_document.py",
-        '        raise refused("has comments")',
+        '        raise refused(Why.MALFORMED, "has comments")',
         "        return super().comment(text)",
         _SAML,
     ),

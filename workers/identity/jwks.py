@@ -9,6 +9,7 @@ that is not known, at most once in `AGAIN_S`. While the issuer does not answer, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import warnings
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey, import_key
 
 from schemas.errors import ErrorCode
-from workers.errors import Reject, Retry
+from workers.errors import Retry
+from workers.identity.refusal import Refused, Why
 
 TIMEOUT_S: Final = 5.0
 FRESH_S: Final = 600.0
@@ -55,7 +57,15 @@ class Jwks:
         self._clock = clock
         self._keys: dict[str, tuple[PublicKey, str | None]] = {}
         self._read_s = self._tried_s = float("-inf")
+        self._failure = ""
         self._lock = asyncio.Lock()
+
+    async def look(self) -> None:
+        """Read the keys before a token asks for them, and log whether that works."""
+        # Not counted as a try: a token that comes now must not wait for the next one.
+        with contextlib.suppress(Retry):
+            await self._load()
+            log.info("the OpenID Connect issuer says its keys", keys=len(self._keys))
 
     async def key(self, kid: str, algorithm: str) -> PublicKey:
         """Return the key that a token names.
@@ -65,7 +75,7 @@ class Jwks:
             algorithm: of the token's header, one that is allowed here.
 
         Raises:
-            Reject: UNAUTHENTICATED, the issuer has no such key for this algorithm.
+            Refused: the issuer has no such key for this algorithm.
             Retry: KEY_UNAVAILABLE, the issuer does not answer.
         """
         if not self._has(kid, FRESH_S):
@@ -74,10 +84,8 @@ class Jwks:
                     await self._renew(kid)
         key, only = self._keys.get(kid, (None, None))
         if key is None or only not in (None, algorithm):
-            raise Reject(
-                ErrorCode.UNAUTHENTICATED,
-                "the token is signed with a key that its issuer does not name",
-                field="auth",
+            raise Refused(
+                Why.UNKNOWN_SIGNER, "the token is signed with a key that its issuer does not name"
             )
         return key
 
@@ -90,28 +98,36 @@ class Jwks:
         if now - self._tried_s < AGAIN_S:
             if self._has(kid, STALE_S) or now - self._read_s < STALE_S:
                 return
-            raise _unavailable()
+            raise Retry(ErrorCode.KEY_UNAVAILABLE, self._failure)
         self._tried_s = now
+        try:
+            await self._load()
+        except Retry:
+            if not self._has(kid, STALE_S):
+                raise
+
+    async def _load(self) -> None:
+        now = self._clock()
         try:
             self._keys = await self._read()
             self._read_s = now
-        except Retry:
-            log.warning("the OpenID Connect issuer does not answer")
-            if not self._has(kid, STALE_S):
-                raise
+        except Retry as error:
+            self._failure = error.message
+            log.warning("the OpenID Connect issuer does not say its keys", why=error.message)
+            raise
 
     async def _read(self) -> dict[str, tuple[PublicKey, str | None]]:
         document = _json(
             await self._fetch(self._issuer.rstrip("/") + "/.well-known/openid-configuration")
         )
         if document.get("issuer") != self._issuer:
-            raise _unavailable()
+            raise unavailable("its discovery document names another issuer than oidc_issuer")
         uri = document.get("jwks_uri")
         if not isinstance(uri, str) or not is_safe_url(uri):
-            raise _unavailable()
+            raise unavailable("its discovery document has no jwks_uri that is HTTPS")
         listed = _json(await self._fetch(uri)).get("keys")
         if not isinstance(listed, list):
-            raise _unavailable()
+            raise unavailable("what is at its jwks_uri has no list of keys")
         return dict(found for one in listed[:MAX_KEYS] if (found := _public_key(one)) is not None)
 
 
@@ -147,13 +163,15 @@ def _json(data: bytes) -> dict[str, Any]:
     try:
         found = orjson.loads(data)
     except ValueError:
-        raise _unavailable() from None
+        found = None
     if not isinstance(found, dict):
-        raise _unavailable()
+        raise unavailable("it answers with no JSON object")
     return found
 
 
-def _unavailable() -> Retry:
+def unavailable(why: str) -> Retry:
+    """Return what is raised while an issuer cannot be asked for its keys."""
     return Retry(
-        ErrorCode.KEY_UNAVAILABLE, "the identity provider does not say with what it signs tokens"
+        ErrorCode.KEY_UNAVAILABLE,
+        f"the identity provider does not say with what it signs tokens: {why}",
     )

@@ -19,14 +19,15 @@ from typing import Any, Final
 import aiohttp
 import orjson
 from joserfc import jwt
-from joserfc.errors import JoseError
+from joserfc.errors import BadSignatureError, JoseError
 
 from schemas.auth import Scope
 from schemas.errors import ErrorCode
-from workers.errors import Fatal, Reject, Retry
+from workers.errors import Fatal
 from workers.identity.base import Identity
 from workers.identity.claims import MAX_TEXT, Source
-from workers.identity.jwks import MAX_BYTES, TIMEOUT_S, Fetch, Jwks, is_safe_url
+from workers.identity.jwks import MAX_BYTES, TIMEOUT_S, Fetch, Jwks, is_safe_url, unavailable
+from workers.identity.refusal import Refused, Why
 
 ALGORITHMS: Final = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
@@ -80,7 +81,7 @@ class OidcProvider:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Prepare; nothing is asked before the first token.
+        """Prepare; nothing is asked before `look` or the first token.
 
         Args:
             config: whose tokens count.
@@ -95,40 +96,52 @@ class OidcProvider:
         self._clock = clock
         self._jwks = Jwks(config.issuer, fetch)
 
+    async def look(self) -> None:
+        """Ask the issuer for its keys, and log whether it says them."""
+        await self._jwks.look()
+
     async def authenticate(self, token: str) -> Identity:
         """Return the identity of a token: see `IdentityProvider.authenticate`."""
-        header = _header(token)
+        header = _part(token, 0)
         algorithm, kid = header.get("alg"), header.get("kid")
         if algorithm not in self._config.algorithms or not isinstance(kid, str):
-            raise _refused("is not signed as is accepted here")
-        key = await self._jwks.key(kid, algorithm)
+            raise _refused(Why.ALGORITHM, "is not signed as is accepted here")
+        try:
+            key = await self._jwks.key(kid, algorithm)
+        except Refused:
+            # Not verified: it tells the wrong issuer from a key that was rotated, no more.
+            if _part(token, 1).get("iss") != self._config.issuer:
+                raise _refused(Why.ISSUER, "is of another issuer") from None
+            raise
         try:
             decoded = jwt.decode(token, key, algorithms=[algorithm])
+        except BadSignatureError:
+            raise _refused(Why.SIGNATURE, "does not verify") from None
         except (JoseError, ValueError, TypeError):
             # Not chained: the cause may hold the token.
-            raise _refused("does not verify") from None
+            raise _refused(Why.MALFORMED, "does not verify") from None
         self._check(decoded.header, decoded.claims)
         return self._identity(decoded.claims)
 
     def _check(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
         kind = header.get("typ")
         if (kind.lower() if isinstance(kind, str) else kind) not in _TYPES or "crit" in header:
-            raise _refused("is of another type")
+            raise _refused(Why.TYPE, "is of another type")
         if claims.get("iss") != self._config.issuer:
-            raise _refused("is of another issuer")
+            raise _refused(Why.ISSUER, "is of another issuer")
         audience = claims.get("aud")
         if self._config.audience not in (audience if isinstance(audience, list) else [audience]):
-            raise _refused("is not for this audience")
+            raise _refused(Why.AUDIENCE, "is not for this audience")
         now = self._clock()
         if now >= _time(claims, "exp", 0.0):
-            raise Reject(ErrorCode.EXPIRED, "the identity token has expired", field="auth")
+            raise Refused(Why.EXPIRED, "the identity token has expired", ErrorCode.EXPIRED)
         if max(_time(claims, "nbf", now), _time(claims, "iat", now)) > now + SKEW_S:
-            raise _refused("is from the future: set the clock")
+            raise _refused(Why.FUTURE, "is from the future: set the clock")
 
     def _identity(self, claims: Mapping[str, Any]) -> Identity:
         subject = claims.get("sub")
         if not isinstance(subject, str) or not 1 <= len(subject) <= MAX_TEXT:
-            raise _refused("names nobody")
+            raise _refused(Why.SUBJECT, "names nobody")
         return self._source.identity(
             subject,
             _texts(claims, self._config.roles_claim),
@@ -164,11 +177,15 @@ class HttpFetch:
                 data = await response.content.read(MAX_BYTES + 1)
                 while len(data) <= MAX_BYTES and (more := await response.content.read(MAX_BYTES)):
                     data += more
-                if response.status != 200 or len(data) > MAX_BYTES:
-                    raise _silent()
-                return data
+        except aiohttp.ClientConnectorCertificateError:
+            raise unavailable("its certificate is not trusted: set oidc_ca_file") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _silent() from error
+            raise unavailable(f"it does not answer ({type(error).__name__})") from error
+        if response.status != 200:
+            raise unavailable(f"it answers with status {response.status}")
+        if len(data) > MAX_BYTES:
+            raise unavailable(f"it answers with more than {MAX_BYTES} bytes")
+        return data
 
     async def aclose(self) -> None:
         """Release connections."""
@@ -176,20 +193,17 @@ class HttpFetch:
             await self._session.close()
 
 
-def _silent() -> Retry:
-    return Retry(ErrorCode.KEY_UNAVAILABLE, "the identity provider does not answer: is it running?")
-
-
-def _header(token: str) -> dict[str, Any]:
-    """Return the header of a token, of which nothing is believed yet."""
-    first, dot, _ = token.partition(".")
+def _part(token: str, number: int) -> dict[str, Any]:
+    """Return the header (0) or the claims (1) of a token, of which nothing is believed yet."""
+    parts = token.split(".")
     try:
-        header = orjson.loads(urlsafe_b64decode(first + "=" * (-len(first) % 4)))
-    except ValueError:
-        header = None
-    if not dot or not isinstance(header, dict):
-        raise _refused("is none that this realm knows")
-    return header
+        text = parts[number]
+        found = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except (IndexError, ValueError):
+        found = None
+    if len(parts) == 1 or not isinstance(found, dict):
+        raise _refused(Why.MALFORMED, "is none that this realm knows")
+    return found
 
 
 def _texts(claims: Mapping[str, Any], name: str) -> list[str]:
@@ -208,9 +222,9 @@ def _time(claims: Mapping[str, Any], name: str, absent: float) -> float:
     """Return a moment, seconds since 1970. Raises Reject: UNAUTHENTICATED, it is none."""
     value = claims.get(name, absent)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 2**40:
-        raise _refused(f"has a malformed {name}")
+        raise _refused(Why.MALFORMED, f"has a malformed {name}")
     return float(value)
 
 
-def _refused(why: str) -> Reject:
-    return Reject(ErrorCode.UNAUTHENTICATED, f"the identity token {why}", field="auth")
+def _refused(why: Why, text: str) -> Refused:
+    return Refused(why, f"the identity token {text}")

@@ -24,8 +24,8 @@ from typing import Final
 from xml.etree.ElementTree import Element
 
 from schemas.errors import ErrorCode
-from workers.errors import Reject
 from workers.identity.claims import MAX_TEXT
+from workers.identity.refusal import Refused, Why
 from workers.identity.saml_document import ASSERTION, refused
 
 SKEW_S: Final = 60
@@ -71,11 +71,13 @@ class Claims:
     def check_time(self, now_s: float) -> None:
         """Refuse it before it begins and from its end on. Raises Reject."""
         if now_s >= self.ends_s:
-            raise Reject(
-                ErrorCode.EXPIRED, "the SAML assertion has expired: sign in again", field="auth"
+            raise Refused(
+                Why.EXPIRED,
+                "the SAML assertion has expired: sign in again",
+                ErrorCode.EXPIRED,
             )
         if self.begins_s > now_s + SKEW_S:
-            raise refused("is from the future: set the clock")
+            raise refused(Why.FUTURE, "is from the future: set the clock")
 
 
 def read_claims(assertion: Element, expected: Expected) -> Claims:
@@ -85,14 +87,14 @@ def read_claims(assertion: Element, expected: Expected) -> Claims:
         Reject: UNAUTHENTICATED, it is of another issuer, for somebody else, or lacks something.
     """
     if assertion.get("Version") != "2.0" or not assertion.get("ID"):
-        raise refused("is of another version")
+        raise refused(Why.TYPE, "is of another version")
     if _text(_one(assertion, "Issuer")) != expected.issuer:
-        raise refused("is of another issuer")
+        raise refused(Why.ISSUER, "is of another issuer")
     conditions = _one(assertion, "Conditions")
     subject = _one(assertion, "Subject")
     statements = assertion.findall(f"{ASSERTION}AuthnStatement")
     if not statements:
-        raise refused("does not say that somebody signed in")
+        raise refused(Why.TYPE, "does not say that somebody signed in")
     _check_conditions(conditions, expected.audience)
     confirmation = _confirmation(subject, expected.recipient)
     begins = _times("NotBefore", conditions, confirmation)
@@ -110,14 +112,14 @@ def _check_conditions(conditions: Element, audience: str) -> None:
     restrictions = conditions.findall(f"{ASSERTION}AudienceRestriction")
     for restriction in restrictions:
         if audience not in map(_text, restriction.findall(f"{ASSERTION}Audience")):
-            raise refused("is not for this audience")
+            raise refused(Why.AUDIENCE, "is not for this audience")
     if not restrictions:
-        raise refused("is for no audience")
+        raise refused(Why.AUDIENCE, "is for no audience")
     for condition in conditions:
         if condition.tag == f"{ASSERTION}OneTimeUse":
-            raise refused("is for one use only")
+            raise refused(Why.CONDITION, "is for one use only")
         if condition.tag not in _CONDITIONS:
-            raise refused("has a condition that is not known here")
+            raise refused(Why.CONDITION, "has a condition that is not known here")
 
 
 def _confirmation(subject: Element, recipient: str) -> Element:
@@ -130,26 +132,28 @@ def _confirmation(subject: Element, recipient: str) -> Element:
             and data.get("NotOnOrAfter")
         ):
             return data
-    raise refused("is not for a bearer at this recipient")
+    raise refused(Why.RECIPIENT, "is not for a bearer at this recipient")
 
 
 def _subject(assertion: Element, subject: Element, expected: Expected) -> str:
     if expected.subject_attribute is not None:
         values = _values(assertion, expected.subject_attribute)
         if len(values) != 1:
-            raise refused("has not exactly one value of the attribute that names the subject")
+            raise refused(
+                Why.SUBJECT, "has not exactly one value of the attribute that names the subject"
+            )
         return values[0]
     name = _one(subject, "NameID")
     if name.get("Format") != PERSISTENT:
-        raise refused("has no persistent NameID: set saml_subject_attribute")
+        raise refused(Why.SUBJECT, "has no persistent NameID: set saml_subject_attribute")
     if (
         name.get("NameQualifier", expected.issuer) != expected.issuer
         or name.get("SPNameQualifier", expected.audience) != expected.audience
     ):
-        raise refused("has a NameID of another provider")
+        raise refused(Why.SUBJECT, "has a NameID of another provider")
     text = _value(name)
     if text is None:
-        raise refused("names nobody")
+        raise refused(Why.SUBJECT, "names nobody")
     return text
 
 
@@ -178,7 +182,7 @@ def _times(name: str, *elements: Element) -> list[float]:
     try:
         return [parse_time(text) for text in texts if text is not None]
     except ValueError:
-        raise refused("has a malformed time") from None
+        raise refused(Why.MALFORMED, "has a malformed time") from None
 
 
 def parse_time(text: str) -> float:
@@ -191,7 +195,7 @@ def parse_time(text: str) -> float:
 def _one(parent: Element, name: str) -> Element:
     found = parent.findall(ASSERTION + name)
     if len(found) != 1:
-        raise refused(f"has not exactly one {name}")
+        raise refused(Why.MALFORMED, f"has not exactly one {name}")
     return found[0]
 
 

@@ -24,8 +24,7 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
-from schemas.errors import ErrorCode
-from workers.errors import Reject
+from workers.identity.refusal import Refused, Why
 
 ASSERTION: Final = "{urn:oasis:names:tc:SAML:2.0:assertion}"
 PROTOCOL: Final = "{urn:oasis:names:tc:SAML:2.0:protocol}"
@@ -72,7 +71,7 @@ class _Strict(TreeBuilder):
     def start(self, tag: Any, attrs: Any, /) -> Any:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise refused("is nested too deeply")
+            raise refused(Why.MALFORMED, "is nested too deeply")
         return super().start(tag, attrs)
 
     def end(self, tag: Any, /) -> Any:
@@ -80,10 +79,10 @@ class _Strict(TreeBuilder):
         return super().end(tag)
 
     def comment(self, text: str | None, /) -> Element:
-        raise refused("has comments")
+        raise refused(Why.MALFORMED, "has comments")
 
     def pi(self, target: Any, text: str | None = None, /) -> Any:
-        raise refused("has processing instructions")
+        raise refused(Why.MALFORMED, "has processing instructions")
 
 
 def read_document(token: str) -> Document:
@@ -95,22 +94,22 @@ def read_document(token: str) -> Document:
     text = _text(token)
     root = _parse(text)
     if any(element.tag in _ENCRYPTED for element in root.iter()):
-        raise refused("is encrypted: have the identity provider sign it only")
+        raise refused(Why.ENCRYPTED, "is encrypted: have the identity provider sign it only")
     found = list(root.iter(f"{ASSERTION}Assertion"))
     if len(found) != 1:
-        raise refused("has not exactly one assertion")
+        raise refused(Why.MALFORMED, "has not exactly one assertion")
     [assertion] = found
     in_response = assertion is not root
     if in_response and (root.tag != f"{PROTOCOL}Response" or assertion not in list(root)):
-        raise refused("is no SAML response")
+        raise refused(Why.TYPE, "is no SAML response")
     _check_ids(root)
     _check_signature(assertion)
     return Document(text, assertion, in_response)
 
 
-def refused(why: str) -> Reject:
+def refused(why: Why, text: str) -> Refused:
     """Return the refusal of an assertion."""
-    return Reject(ErrorCode.UNAUTHENTICATED, f"the SAML assertion {why}", field="auth")
+    return Refused(why, f"the SAML assertion {text}")
 
 
 def _text(token: str) -> str:
@@ -119,7 +118,7 @@ def _text(token: str) -> str:
         raw = binascii.a2b_base64("".join(token.split()), strict_mode=True)
         text = raw.decode("utf-8-sig")
     except ValueError:
-        raise refused("is no base64 of XML in UTF-8") from None
+        raise refused(Why.MALFORMED, "is no base64 of XML in UTF-8") from None
     # It could name another encoding to one of the readers.
     if text.startswith("<?xml") and text[5:6].isspace():
         text = text.partition("?>")[2].lstrip()
@@ -133,9 +132,9 @@ def _parse(text: str) -> Element:
         root = parser.close()
     except (ParseError, DefusedXmlException, ValueError):
         # Not chained: the cause may hold the document.
-        raise refused("is malformed XML, or has a document type") from None
+        raise refused(Why.MALFORMED, "is malformed XML, or has a document type") from None
     if not isinstance(root, Element):
-        raise refused("is malformed XML")
+        raise refused(Why.MALFORMED, "is malformed XML")
     return root
 
 
@@ -146,29 +145,29 @@ def _check_ids(root: Element) -> None:
             if name.rpartition("}")[2].lower() != "id":
                 continue
             if value in seen or name.startswith(_XML):
-                raise refused("has an id twice")
+                raise refused(Why.MALFORMED, "has an id twice")
             seen.add(value)
 
 
 def _check_signature(assertion: Element) -> None:
     signatures = list(assertion.iter(f"{DSIG}Signature"))
     if not signatures:
-        raise refused("is not signed: a signature of the response does not count")
+        raise refused(Why.UNSIGNED, "is not signed: a signature of the response does not count")
     if len(signatures) != 1 or signatures[0] not in list(assertion):
-        raise refused("has not exactly one signature")
+        raise refused(Why.MALFORMED, "has not exactly one signature")
     signature = signatures[0]
     if next(signature.iter(f"{DSIG}Object"), None) is not None:
-        raise refused("has a signature with objects")
+        raise refused(Why.MALFORMED, "has a signature with objects")
     if _only(signature, "Reference").get("URI") != f"#{assertion.get('ID', '')}":
-        raise refused("has a signature over something else")
+        raise refused(Why.MALFORMED, "has a signature over something else")
     method = _only(signature, "SignatureMethod").get("Algorithm")
     digest = _only(signature, "DigestMethod").get("Algorithm")
     if method not in SIGNATURES or digest not in DIGESTS:
-        raise refused("is not signed as is accepted here")
+        raise refused(Why.ALGORITHM, "is not signed as is accepted here")
 
 
 def _only(signature: Element, name: str) -> Element:
     found = list(signature.iter(DSIG + name))
     if len(found) != 1:
-        raise refused("has a malformed signature")
+        raise refused(Why.MALFORMED, "has a malformed signature")
     return found[0]

@@ -85,6 +85,7 @@ class MetadataFile:
                 ErrorCode.UNSUPPORTED, f"saml_metadata cannot be used: {_reason(error)}"
             ) from None
         self._good_s = monotonic()
+        log.info("saml metadata read", certificates=len(self._signers.certificates))
 
     def signers(self) -> Signers:
         """Return what signs now; the same object while nothing has changed.

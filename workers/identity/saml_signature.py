@@ -4,11 +4,16 @@ pysaml2 checks the assertion against the schema and its signature against what S
 signatures (one reference, enveloped, exclusive canonicalization), and has `xmlsec1` verify it with
 the keys that it is given: none that the document brings counts. Here `xmlsec1` gets the document by
 a pipe, so that it lies in no file, an empty environment, and `TIMEOUT_S`.
+
+Why a signature does not count is found out for the log, and decides nothing: whether what is signed
+was changed is what `xmlsec1` says of the digests, whether the signer is known is what certificate
+the document brings, if any.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -19,14 +24,17 @@ from typing import IO, Any, Final
 
 from saml2 import class_name, saml
 from saml2.samlp import response_from_string
-from saml2.sigver import CryptoBackendXmlSec1, SecurityContext
+from saml2.sigver import CryptoBackend, CryptoBackendXmlSec1, SecurityContext
 
 from schemas.errors import ErrorCode
 from workers.errors import Fatal, Retry
-from workers.identity.saml_document import Document, refused
+from workers.identity.refusal import Refused, Why
+from workers.identity.saml_document import DSIG, Document, refused
 
 TIMEOUT_S: Final = 2.0
 _LAX_SINCE: Final = (1, 3)
+# How many digests are right, of how many: said whether the signature is right or not.
+_DIGESTS: Final = re.compile(rb"SignedInfo References \(ok/all\): (\d+)/(\d+)")
 
 # It logs the documents that it reads.
 logging.getLogger("saml2").setLevel(logging.CRITICAL + 1)
@@ -67,6 +75,7 @@ class Xmlsec(CryptoBackendXmlSec1):  # type: ignore[misc]
             node_id: its id.
 
         Raises:
+            Refused: CHANGED, what is there is not what was signed, whoever did.
             Retry: OVERLOADED, it takes too long.
         """
         # Later versions want to be told that the key may have no name.
@@ -81,12 +90,16 @@ class Xmlsec(CryptoBackendXmlSec1):  # type: ignore[misc]
         ]
         data = signedtext if isinstance(signedtext, bytes) else signedtext.encode()
         try:
-            return _run(command, data).returncode == 0
+            done = _run(command, data)
         except (OSError, subprocess.TimeoutExpired):
             # Not chained: the cause holds the command's input.
             raise Retry(
                 ErrorCode.OVERLOADED, "xmlsec1 does not verify a signature in time"
             ) from None
+        digests = _DIGESTS.search(done.stdout + done.stderr)
+        if done.returncode != 0 and digests is not None and digests[1] != digests[2]:
+            raise _not_signed(Why.CHANGED)
+        return done.returncode == 0
 
 
 class _Certificates:
@@ -97,6 +110,18 @@ class _Certificates:
 
     def certs(self, _entity: str, _descriptor: str, _use: str) -> list[tuple[None, IO[bytes]]]:
         return [(None, file) for file in self._files]
+
+
+class _Asked(CryptoBackend):  # type: ignore[misc]
+    """The program as pysaml2 asks it: remembers that it came to that, so the form was right."""
+
+    def __init__(self, xmlsec: Xmlsec) -> None:
+        self._xmlsec = xmlsec
+        self.once = False
+
+    def validate_signature(self, *args: Any, **options: Any) -> bool:
+        self.once = True
+        return self._xmlsec.validate_signature(*args, **options)
 
 
 def verify_signature(document: Document, certificates: tuple[str, ...], xmlsec: Xmlsec) -> None:
@@ -120,15 +145,33 @@ def verify_signature(document: Document, certificates: tuple[str, ...], xmlsec: 
             raise Retry(
                 ErrorCode.KEY_UNAVAILABLE, "the folder for temporary files cannot be written to"
             ) from None
-        context = SecurityContext(xmlsec, metadata=signers, only_use_keys_in_metadata=True)
+        asked = _Asked(xmlsec)
+        context = SecurityContext(asked, metadata=signers, only_use_keys_in_metadata=True)
         try:
             item = _item(document)
             context.check_signature(item, class_name(item), document.text)
-        except Retry:
+        except (Refused, Retry):
             raise
         except Exception:
             # Whatever it stumbles over. Not chained: its errors hold the document.
-            raise refused("is not signed by its issuer") from None
+            why = _why(document, certificates) if asked.once else Why.MALFORMED
+            raise _not_signed(why) from None
+
+
+def _why(document: Document, certificates: tuple[str, ...]) -> Why:
+    """Tell by which certificate a document says that it is signed: a known one, or another."""
+    # Without the first and the last line, PEM is what the document has.
+    known = {"".join(one.splitlines()[1:-1]) for one in certificates}
+    brought = {
+        "".join((element.text or "").split())
+        for element in document.assertion.iter(f"{DSIG}X509Certificate")
+    }
+    return Why.UNKNOWN_SIGNER if brought and known.isdisjoint(brought) else Why.SIGNATURE
+
+
+def _not_signed(why: Why) -> Refused:
+    # Callers are told no more: it would help who tries to forge one.
+    return refused(why, "is not signed by its issuer")
 
 
 def _item(document: Document) -> Any:

@@ -447,8 +447,13 @@ class KeyService:
         if settings.oidc_issuer is not None:
             from workers.identity.open import open_oidc
 
-            oidc, fetch = open_oidc(settings, administrators, clock=self._clock)
+            issuer, fetch = open_oidc(settings, administrators, clock=self._clock)
             self._stack.push_async_callback(fetch.aclose)
+            # Who runs this shall read now, not at the first token, that the issuer is a wrong one.
+            # Nothing waits for that: it may be down.
+            looking = asyncio.create_task(issuer.look(), name="oidc")
+            self._stack.push_async_callback(_ended, looking)
+            oidc = issuer
         if settings.saml_issuer is not None:
             from workers.identity.open import open_saml
 
@@ -474,6 +479,11 @@ class KeyService:
 
     def _topic(self, name: str) -> str:
         return with_prefix(self._settings.topic_prefix, name)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 def _report_damage(error: Damaged) -> None:

@@ -277,6 +277,11 @@ LEASE_REQUESTS = Counter(
     "sealstream_lease_requests_total", "Answers of the key service to this worker.", ("outcome",)
 )
 GRANTS = Counter("sealstream_grants_total", "Decisions of the key service.", ("kind", "decision"))
+REFUSED_TOKENS = Counter(
+    "sealstream_refused_tokens_total",
+    "Identity tokens that did not count; `unknown-signer` grows when a provider rotates its keys.",
+    ("provider", "reason"),
+)
 KMS_CALLS = Counter("sealstream_kms_calls_total", "Calls to the KMS.", ("call", "outcome"))
 KMS_SECONDS = Histogram("sealstream_kms_seconds", "Time of a call to the KMS.", ("call",))
 AUDIT_RECORDS = Counter("sealstream_audit_records_total", "Records written to the audit.")

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import json
+import ssl
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
+from saml_kit import signer
+from structlog.testing import capture_logs
 
 from schemas.auth import Scope
 from schemas.errors import ErrorCode
@@ -19,8 +27,9 @@ from workers.errors import Fatal, Reject, Retry
 from workers.identity import jwks
 from workers.identity.claims import group_id, parse_roles
 from workers.identity.jwks import Jwks
-from workers.identity.oidc import OidcConfig, OidcProvider
+from workers.identity.oidc import HttpFetch, OidcConfig, OidcProvider
 from workers.identity.open import open_oidc
+from workers.identity.providers import Providers
 from workers.settings import Settings
 
 ISSUER = "https://id.example.org/realm"
@@ -241,6 +250,124 @@ async def test_no_token_stands_in_an_error():
         await provider(Issuer()).authenticate(bad)
     assert bad not in str(refused.value)
     assert refused.value.__cause__ is None
+
+
+OTHERS = "https://alice.example.org"
+REASONS = {
+    "expired": lambda: token(exp=int(time.time()) - 1),
+    "issuer": lambda: token(iss=OTHERS),
+    # Its keys are not known here, but that is not what is wrong.
+    "issuer with keys of its own": lambda: token(iss=OTHERS, header={"kid": "theirs"}),
+    "unknown-signer": lambda: token(header={"kid": "rotated"}),
+    "signature": lambda: token(key=OTHER),
+    "audience": lambda: token(aud="alice"),
+    "algorithm": lambda: token(alg="PS256"),
+    "type": lambda: token(header={"typ": "logout+jwt"}),
+    "future": lambda: token(iat=int(time.time()) + 120),
+    "subject": lambda: token(sub=""),
+    "malformed": lambda: "a.lice.c",
+    "malformed end": lambda: token(exp="alice"),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+async def test_the_log_says_why_and_nothing_of_the_token(reason):
+    shown = REASONS[reason]()
+    providers = Providers(SimpleNamespace(), oidc=provider(Issuer()))
+    with capture_logs() as lines, pytest.raises(Reject) as refused:
+        await providers.authenticate(shown)
+    [line] = lines
+    assert line == {
+        "event": "identity token refused",
+        "log_level": "warning",
+        "provider": "oidc",
+        "reason": reason.partition(" ")[0],
+        "code": refused.value.code.value,
+        "why": refused.value.message,
+    }
+    assert "alice" not in str(line)
+
+
+@asynccontextmanager
+async def server(answer: bytes, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """Answer everything with the same; yields the address of this server."""
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 " + answer)
+        await writer.drain()
+        writer.close()
+
+    listening = await asyncio.start_server(say, "localhost", 0, ssl=tls)
+    async with listening:
+        port = listening.sockets[0].getsockname()[1]
+        yield f"http{'s' if tls else ''}://localhost:{port}"
+
+
+@pytest.fixture
+def untrusted(tmp_path: Path) -> ssl.SSLContext:
+    """TLS with a certificate that no authority made."""
+    file = tmp_path / "server.pem"
+    key = signer("other").key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(key + signer("other").pem.encode())
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(file)
+    return tls
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("", "it does not answer (ClientConnectorError)"),
+        ("404 Not Found\r\nContent-Length: 0\r\n\r\n", "it answers with status 404"),
+        ("302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", "with status 302"),
+        ("200 OK\r\nContent-Length: 5\r\n\r\n<html", "no JSON object"),
+        ('200 OK\r\nContent-Length: 14\r\n\r\n{"issuer":"x"}', "another issuer"),
+        ("TLS", "not trusted: set oidc_ca_file"),
+    ],
+)
+async def test_the_log_says_why_an_issuer_does_not_say_its_keys(answer, why, untrusted):
+    async with server(answer.encode(), untrusted if answer == "TLS" else None) as address:
+        if answer:
+            await _finds_no_keys(address, why)
+    if not answer:
+        await _finds_no_keys(address, why)
+
+
+async def _finds_no_keys(address: str, why: str) -> None:
+    fetch = HttpFetch()
+    config = OidcConfig(issuer=address, audience="a")
+    known = OidcProvider(config, ADMINISTRATORS, fetch)
+    providers = Providers(SimpleNamespace(), oidc=known)
+    try:
+        with capture_logs() as lines:
+            await known.look()
+            # Asked again at once, and then not: the reason is told all the same.
+            for _ in range(2):
+                with pytest.raises(Retry) as error:
+                    await providers.authenticate(token(iss=address))
+                assert why in error.value.message
+    finally:
+        await fetch.aclose()
+    assert [line["event"] for line in lines] == [
+        "the OpenID Connect issuer does not say its keys",
+        "the OpenID Connect issuer does not say its keys",
+        "identity token not looked at",
+        "identity token not looked at",
+    ]
+    assert all(why in line["why"] for line in lines)
+
+
+async def test_keys_are_known_before_the_first_token():
+    issuer = Issuer()
+    known = provider(issuer)
+    with capture_logs() as lines:
+        await known.look()
+    assert lines == [
+        {"event": "the OpenID Connect issuer says its keys", "log_level": "info", "keys": 2}
+    ]
+    issuer.away = True
+    assert await known.authenticate(token())
 
 
 def test_settings(tmp_path: Path):

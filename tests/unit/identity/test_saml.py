@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import tempfile
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from saml_kit import (
     PERSISTENT,
     RECIPIENT,
     S,
+    Signer,
     assertion,
     attribute,
     encoded,
@@ -31,6 +34,7 @@ from saml_kit import (
     token,
 )
 from signxml import CanonicalizationMethod
+from structlog.testing import capture_logs
 
 from schemas.auth import Scope
 from schemas.errors import ErrorCode
@@ -299,6 +303,71 @@ async def test_keys_that_a_document_brings_do_not_count(make):
                 raw = number.to_bytes((number.bit_length() + 7) // 8)
                 etree.SubElement(value, DS + name).text = encoded(raw)
         await refuses(provider, encoded(document), "by its issuer")
+
+
+def _sent(element: Any, old: bytes = b"", new: bytes = b"") -> str:
+    return encoded(etree.tostring(element).replace(old, new))
+
+
+def _by_another(certificate: str) -> Any:
+    """Sign as somebody else does who shows a certificate of ours, or none."""
+    forger = Signer(signer("other").key)
+    forger.pem = signer("idp").pem
+    document = response(forger.sign(assertion()))
+    if not certificate:
+        info = document.find(f".//{DS}KeyInfo")
+        info.getparent().remove(info)
+    return document
+
+
+REASONS = {
+    "unknown-signer": lambda: token("other"),
+    "changed": lambda: _sent(response(signer("idp").sign(assertion())), b">alice<", b">admin<"),
+    "signature": lambda: encoded(_by_another("idp")),
+    "signature of nobody": lambda: encoded(_by_another("")),
+    "malformed": lambda: encoded(
+        signer("idp").sign(assertion(), c14n_algorithm=CanonicalizationMethod.CANONICAL_XML_1_0)
+    ),
+    "malformed base64": lambda: "alice",
+    "unsigned": lambda: encoded(response(assertion())),
+    "encrypted": lambda: token(name="<s:EncryptedID/>"),
+    "issuer": lambda: token(issuer="<s:Issuer>https://alice.example.org</s:Issuer>"),
+    "audience": lambda: token(audience=RESTRICTION.format("https://alice.example.org")),
+    "recipient": lambda: token(recipient="https://alice.example.org/acs"),
+    "condition": lambda: token(conditions="<s:OneTimeUse/>"),
+    "expired": lambda: token(window=UNTIL.format(moment(-1))),
+    "future": lambda: token(issued=moment(120)),
+    "subject": lambda: token(format="urn:oasis:names:tc:SAML:1.1:nameid-format:emailAddress"),
+    "type": lambda: token(signed_in=""),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+async def test_the_log_says_why_and_nothing_of_the_document(make, reason):
+    shown = REASONS[reason]()
+    providers = Providers(SimpleNamespace(), saml=make())
+    with capture_logs() as lines, pytest.raises(Reject) as refused:
+        await providers.authenticate(shown)
+    [line] = lines
+    assert line == {
+        "event": "identity token refused",
+        "log_level": "warning",
+        "provider": "saml",
+        "reason": reason.partition(" ")[0],
+        "code": refused.value.code.value,
+        "why": refused.value.message,
+    }
+    assert "alice" not in str(line)
+
+
+async def test_a_wrong_certificate_among_right_ones_hides_no_reason(make):
+    # Keys of another kind than the signature's, before and after the right one.
+    providers = Providers(SimpleNamespace(), saml=make("ec", "idp", "other"))
+    for shown, reason in ((REASONS["changed"](), "changed"), (_by_another("idp"), None)):
+        with capture_logs() as lines, contextlib.suppress(Reject):
+            await providers.authenticate(shown if reason else encoded(shown))
+        # The key counts, not the certificate that is shown with it.
+        assert [line["reason"] for line in lines] == ([reason] if reason else [])
 
 
 # --- documents with two meanings -----------------------------------------------------------------
