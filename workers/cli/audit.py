@@ -46,11 +46,13 @@ async def verify(
         the one in key-directory, if it has the pinned fingerprint.
     """
     from schemas.topics import ALL_TOPICS, KEY_AUDIT, with_prefix
-    from workers.cli.connect import quiet_logs
+    from workers.cli.connect import check_pinned, quiet_logs
     from workers.kafka.open import open_broker
     from workers.keys.audit_chain import check_audit
 
     settings = common.settings()
+    if public_key is None:
+        check_pinned(settings)
     quiet_logs()
     async with AsyncExitStack() as stack:
         broker = open_broker(settings, client_id="sealstream-audit")

@@ -120,5 +120,12 @@ def describe_error(error: BaseException) -> tuple[str, int] | None:
             return str(error), UNAVAILABLE
         case SealstreamError():
             return str(error), REFUSED
+        case OSError():
+            # A full disk, missing rights: nothing that a traceback would explain.
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{error.strerror or type(error).__name__}", UNAVAILABLE
+        case BaseExceptionGroup():
+            described = [describe_error(inner) for inner in error.exceptions]
+            return None if None in described else described[0]
         case _:
             return None

@@ -60,10 +60,33 @@ async def connected(
 
 
 def open_client(settings: Settings, index_key: bytes | None, *, anonymous: bool) -> Client:
-    """Return a client that is not connected yet."""
+    """Return a client that is not connected yet.
+
+    Raises:
+        Exit: see `check_pinned`.
+        Reject: UNAUTHENTICATED, no credential.
+    """
     from workers.client import Client
 
+    check_pinned(settings)
     return Client(settings, index_key=index_key, anonymous=anonymous)
+
+
+def check_pinned(settings: Settings) -> None:
+    """See that it is said which key service to trust, first of all by the local stack's file.
+
+    Raises:
+        Exit: it is not.
+    """
+    if settings.key_service_fingerprint is not None:
+        return
+    if settings.stack_env.exists():
+        fail(f"{settings.stack_env} names no key service: `sealstream up` writes it", USAGE)
+    fail(
+        f"there is no local stack in {settings.home.absolute()}: start one (`sealstream up`), name"
+        " its folder (--home), or set key_service_fingerprint, kafka_bootstrap and token",
+        USAGE,
+    )
 
 
 def read_index_key(path: Path) -> bytes:

@@ -207,12 +207,13 @@ async def revoke(
 async def export_directory(*, common: Common = COMMON) -> int:
     """Print the public keys of the key service and of all indexes, as JSON."""
     from schemas.values import encode_base64
-    from workers.cli.connect import quiet_logs
+    from workers.cli.connect import check_pinned, quiet_logs
     from workers.crypto.sign import fingerprint
     from workers.kafka.open import open_broker
     from workers.leases.directory import KeyDirectory
 
     settings = common.settings()
+    check_pinned(settings)
     quiet_logs()
     async with AsyncExitStack() as stack:
         broker = open_broker(settings, client_id="sealstream-directory")

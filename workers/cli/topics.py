@@ -17,9 +17,11 @@ async def apply(*, json: AsJson = False, common: Common = COMMON) -> int:
     assigned to its partitions for good.
     """
     from schemas.topics import INDEX_UPDATE, with_prefix
+    from workers.cli.connect import quiet_logs
     from workers.local.topics import report_topics
 
     settings = common.settings()
+    quiet_logs()
     reports = await report_topics(settings)
     if json:
         say_json(reports)

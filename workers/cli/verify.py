@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from workers.cli.common import COMMON, OK, REFUSED, AsJson, Common, complain, say, say_json
-from workers.cli.connect import IndexKey, quiet_logs, read_index_key
+from workers.cli.connect import IndexKey, check_pinned, quiet_logs, read_index_key
 from workers.cli.show import printable
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ async def _verifier(
     """Lease the keys of an index, and yield what verification needs and the number of shards.
 
     Raises:
+        Exit: no key service is known to be trusted.
         Fatal: no such identity, or not of the role query.
         Reject, Retry: the key service refuses, or is not there.
     """
@@ -111,6 +112,7 @@ async def _verifier(
     from workers.search.verify import Verifier
     from workers.storage.open import open_store
 
+    check_pinned(settings)
     prepare_types()
     token = settings.token
     secrets = Secrets(

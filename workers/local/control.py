@@ -38,8 +38,12 @@ def start_detached(home: Path, arguments: list[str], say: Callable[[str], None])
         KeyboardInterrupt: interrupted; the stack was told to stop and has stopped.
     """
     log = home / "logs" / "supervisor.log"
-    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with log.open("ab") as output:
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        output = log.open("ab")
+    except OSError as error:
+        raise StackError(f"cannot use {home} as home: {error.strerror}") from error
+    with output:
         shown = output.tell()
         process = subprocess.Popen(  # noqa: S603 - our own argument list
             sealstream("up", *arguments),

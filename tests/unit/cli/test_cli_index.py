@@ -178,7 +178,8 @@ def test_wrong_settings_are_usage(run, monkeypatch):
     assert "lease_s" in done.err
 
 
-def test_no_credential_is_refused(run):
+def test_no_credential_is_refused(run, monkeypatch):
+    monkeypatch.setenv("SEALSTREAM_KEY_SERVICE_FINGERPRINT", "0" * 64)
     done = run("index", "list", "--home", "empty")
     assert done.code == 1
     assert "UNAUTHENTICATED" in done.err

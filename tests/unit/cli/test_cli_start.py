@@ -34,6 +34,30 @@ def test_commands_import_their_libraries_when_they_run(module):
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["search", "notes", "tide"],
+        ["index", "list"],
+        ["verify", "notes"],
+        ["audit", "verify"],
+        ["key", "export-directory"],
+    ],
+    ids=" ".join,
+)
+def test_in_the_wrong_folder_the_missing_stack_is_named(run, arguments, tmp_path):
+    done = run(*arguments)
+    assert done.code == 2
+    assert f"no local stack in {tmp_path / '.sealstream'}" in done.err
+    assert "sealstream up" in done.err
+    # A stack that has not come that far.
+    (tmp_path / ".sealstream").mkdir()
+    (tmp_path / ".sealstream" / "stack.env").write_text("")
+    done = run(*arguments)
+    assert done.code == 2
+    assert "names no key service" in done.err
+
+
+@pytest.mark.parametrize(
     "command", ["index", "ingest", "search", "get", "delete", "count", "ids", "dlq", "verify"]
 )
 def test_every_command_is_registered_and_has_help(run, command):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,8 @@ def test_config_check_tells_what_is_wrong(
         (Retry(ErrorCode.STORAGE_UNAVAILABLE, "later"), common.UNAVAILABLE),
         (Fatal(ErrorCode.KEY_UNAVAILABLE, "never"), common.UNAVAILABLE),
         (StackError("cannot"), common.UNAVAILABLE),
+        (OSError(errno.ENOSPC, "No space left on device"), common.UNAVAILABLE),
+        (ExceptionGroup("several", [PermissionError(errno.EACCES, "no")]), common.UNAVAILABLE),
         (common.Exit("bad", common.USAGE), common.USAGE),
         (KeyboardInterrupt(), common.UNAVAILABLE),
     ],
@@ -122,13 +125,30 @@ def test_errors_become_exit_codes(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "bug", [ZeroDivisionError(), ExceptionGroup("several", [OSError(), ZeroDivisionError()])]
+)
+def test_bugs_are_not_hidden(bug: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_home: Path) -> bool:
-        raise ZeroDivisionError
+        raise bug
 
     monkeypatch.setattr("workers.local.control.stop", fails)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(bug)):
         main.run(["down"])
+
+
+@pytest.mark.parametrize("arguments", [["up"], ["up", "--detach"]])
+def test_a_home_that_cannot_be_made_is_told(
+    arguments: list[str], tmp_path: Path, capsys: Captured
+) -> None:
+    # Also for root: below something that is no folder in the end.
+    (tmp_path / "home").mkdir()
+    for name in ("run", "logs"):
+        (tmp_path / "home" / name).write_bytes(b"")
+    assert main.run([*arguments, "--home", "home"]) == common.UNAVAILABLE
+    told = capsys.readouterr().err
+    assert "as home" in told
+    assert "Traceback" not in told
 
 
 class FakeWorker:
