@@ -256,9 +256,9 @@ IDENTITY: Final[tuple[Mutation, ...]] = (
     ),
     _m(
         "a list outlives the document it is of",
-        "chain/writer.py",
-        "        access = without(access, {op.object_id for op in accepted if op.kind in FINAL})\n",
-        "        del accepted\n",
+        "chain/successor.py",
+        "    access = without(access, {op.object_id for op in accepted if op.kind in FINAL})\n",
+        "    del accepted\n",
         _CHAIN,
     ),
     _m(

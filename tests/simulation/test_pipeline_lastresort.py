@@ -13,7 +13,7 @@ from schemas.errors import ErrorCode
 from schemas.ingest import IngestRequest
 from schemas.topics import INDEX_UPDATE, INGEST_RESULT, PLAINTEXT_INGEST
 from schemas.update import UpdateBatch, decode_envelope
-from workers.chain import compactor, writer
+from workers.chain import compactor, successor, writer
 from workers.errors import Retry
 from workers.index import receive, shard
 from workers.index.build import MicroBatch
@@ -140,7 +140,7 @@ def poison_building(
     monkeypatch.setattr(module, step, failing)
 
 
-BUILDING = [(MicroBatch, "nodes"), (writer, "resolve"), (writer, "assemble")]
+BUILDING = [(MicroBatch, "nodes"), (successor, "resolve"), (successor, "assemble")]
 
 
 @pytest.mark.parametrize(("module", "step"), BUILDING)
@@ -220,7 +220,7 @@ async def test_what_is_missing_for_a_while_is_no_fault_of_a_document(
     ingest = await world.ingest_handler()
     await ingest.start()
     await ingest.process([await world.put("i", n, content="x", keywords=["k"]) for n in NAMES])
-    failing = writer.resolve
+    failing = successor.resolve
     calls = 0
 
     def shaky(tables: Any, ops: Any, access: Any) -> Any:
@@ -232,7 +232,7 @@ async def test_what_is_missing_for_a_while_is_no_fault_of_a_document(
             raise IndexError
         return failing(tables, ops, access)
 
-    monkeypatch.setattr(writer, "resolve", shaky)
+    monkeypatch.setattr(successor, "resolve", shaky)
     async with world.index():
         await world.until(lambda: world.committed(INDEX_GROUP, INDEX_UPDATE) == 1)
     assert len(world.dead(INDEX_UPDATE)) == 1
@@ -253,7 +253,7 @@ async def test_a_failure_that_is_no_documents_ends_the_worker(
     def failing(*_args: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(writer, "resolve", failing)
+    monkeypatch.setattr(successor, "resolve", failing)
     handler = IndexHandler(
         TP(INDEX_UPDATE, 0), await world.services(), max_blocked_records=10, background=False
     )

@@ -11,7 +11,7 @@ from pipeline_kit import GROUP_B, INDEX_GROUP, QUICK, Caller, Pipeline
 from schemas.errors import ErrorCode
 from schemas.ingest import IngestResult
 from schemas.topics import INDEX_EVENT, INDEX_UPDATE, INGEST_RESULT
-from workers.chain import writer
+from workers.chain import successor
 from workers.index import background, notes, shard
 from workers.index.handler import IndexHandler
 from workers.index.notes import Notes
@@ -119,14 +119,14 @@ async def test_what_was_told_may_be_told_again_until_the_head_forgets_it(
 async def test_a_document_that_was_left_out_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
     world = Pipeline()
     await refusals(world)
-    meant = writer.resolve
+    meant = successor.resolve
 
     def failing(tables: Any, ops: Any, access: Any) -> Any:
         if any(op.id == "d" for op in ops):
             raise IndexError
         return meant(tables, ops, access)
 
-    monkeypatch.setattr(writer, "resolve", failing)
+    monkeypatch.setattr(successor, "resolve", failing)
     await die(world, "rejected")
     async with world.index():
         await world.until(lambda: world.committed(INDEX_GROUP, INDEX_UPDATE) == 3)

@@ -104,7 +104,7 @@ class Compactor:
             inputs = [tables[i] for i in chosen]
             merged = await self._merge(tables, chosen, head.clock_ms, regroup, epoch, generation)
             if merged.built is not None:
-                await core.store_parts(merged.built, [], [], [])
+                await core.store_parts(core.parts(merged.built, [], [], []))
             async with core.lock:
                 if not await self._publish(inputs, merged, vector):
                     return None
@@ -185,7 +185,8 @@ class Compactor:
             tables.insert(place, output[0])
             before.insert(place, Deletes())
             killed.insert(place, dead.astype(np.int64))
-        deletes = await core.store_parts(None, tables, before, killed)
+        parts = core.parts(None, tables, before, killed)
+        await core.store_parts(parts)
         # Live documents stay; only removals that hide nothing any more go, and they count as pairs.
         dropped = count_live([now[uid] for uid in gone]).pairs - count_live(output).pairs
         stats = msgspec.structs.replace(
@@ -200,7 +201,7 @@ class Compactor:
             head,
             access=access,
             segments=[table.ref for table in tables],
-            deletes=deletes,
+            deletes=parts.deletes,
             stats=stats,
             vector=head.vector if vector is None else vector,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -30,6 +31,13 @@ from workers.errors import SealstreamError
 from workers.storage import layout
 from workers.storage.errors import NotFound
 from workers.storage.store import Store
+
+
+class Parts(NamedTuple):
+    """Objects to be stored before the head that names them, and what it says in `deletes`."""
+
+    writes: list[tuple[str, bytes]]
+    deletes: list[Deletes]
 
 
 class ShardCore:
@@ -190,28 +198,14 @@ class ShardCore:
         if built.nodes is not None:
             self.fresh.keep(built.ref, rows, built.nodes)
 
-    async def store_parts(
-        self,
-        built: BuiltSegment | None,
-        tables: Sequence[SegmentTable],
-        before: Sequence[Deletes],
-        killed: Sequence[NDArray[np.int64]],
-    ) -> list[Deletes]:
-        """Store what `parts` returns; return the head's `deletes`. Raises Retry."""
-        writes, deletes = self.parts(built, tables, before, killed)
-        await gather_all([self.store.put(key, data) for key, data in writes])
-        return deletes
-
     def parts(
         self,
         built: BuiltSegment | None,
         tables: Sequence[SegmentTable],
         before: Sequence[Deletes],
         killed: Sequence[NDArray[np.int64]],
-    ) -> tuple[list[tuple[str, bytes]], list[Deletes]]:
+    ) -> Parts:
         """Return the objects to store for a new segment and the bitmaps that are due.
-
-        With them, what the head says in `deletes`.
 
         Args:
             built: a segment that is not yet stored, or None.
@@ -238,7 +232,11 @@ class ShardCore:
             deletes.append(after)
             if blob is not None:
                 writes.append((layout.deletes(self.index_uid, self.shard, uid), blob))
-        return writes, deletes
+        return Parts(writes, deletes)
+
+    async def store_parts(self, parts: Parts) -> None:
+        """Store the objects of the next head, all at once. Raises Retry."""
+        await gather_all([self.store.put(key, data) for key, data in parts.writes])
 
     def _seals(self, uid: bytes) -> SegmentSeals:
         return SegmentSeals(self.index_uid, self.shard, uid, self.keys(self.generation))

@@ -1,6 +1,6 @@
 """The only writer of a shard: applies batches of operations exactly once.
 
-Order of a batch: decide (`resolve.py`) -> build and PUT the segment and bitmaps -> PUT the head.
+Order of a batch: decide and build (`successor.py`) -> PUT the segment and bitmaps -> PUT the head.
 Data and position change in that last conditional write; before it nothing is visible and memory is
 unchanged, so after a `Retry` the whole batch may be applied again. After `Fenced` the writer must
 `load()` again and its caller seek to `applied + 1`.
@@ -11,54 +11,24 @@ unchanged, so after a `Retry` the whole batch may be applied again. After `Fence
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
-from workers.chain.access import AccessTable, with_changes, without
-from workers.chain.assemble import assemble
 from workers.chain.codec import Codec, Regroup
 from workers.chain.compact import MAX_LIVE_SEGMENTS, MAX_SEGMENT_BYTES
 from workers.chain.compactor import Compaction, Compactor, Reseal
 from workers.chain.core import ShardCore
 from workers.chain.fresh import FreshSegments
-from workers.chain.head import Deletes, Head, HeadSigner, Refused, VerifyWriter
+from workers.chain.head import Head, HeadSigner, VerifyWriter
 from workers.chain.kinds import NodeKind, Padding, SegmentKeys
-from workers.chain.ops import Accepted, OpStatus, Outcome, PendingBatch, Published
-from workers.chain.resolve import FINAL, Resolution, resolve
+from workers.chain.ops import OpStatus, Outcome, PendingBatch, Published
 from workers.chain.retain import RETENTION_MS
-from workers.chain.rows import Rows
-from workers.chain.segment import BuiltSegment, build_segment
-from workers.chain.segment_file import gather_all
-from workers.chain.state import SegmentTable, change_stats
+from workers.chain.state import SegmentTable
+from workers.chain.successor import Decided, decide, follow
 from workers.chain.sweep import GRACE_MS, Centroids, Swept, sweep_shard
 from workers.storage.store import Store
-
-
-class _Born(NamedTuple):
-    """The segment of a batch."""
-
-    built: BuiltSegment
-    rows: Rows
-    table: SegmentTable
-
-
-class _Decided(NamedTuple):
-    resolution: Resolution
-    access: AccessTable
-    born: _Born | None
-
-
-class _Following(NamedTuple):
-    """The next head, the tables of its segments, and the objects to be stored before it."""
-
-    head: Head
-    tables: list[SegmentTable]
-    writes: list[tuple[str, bytes]]
 
 
 class ShardWriter:
@@ -176,7 +146,7 @@ class ShardWriter:
             if batch.offset <= self.head.applied:
                 return self._published([Outcome(OpStatus.IGNORED, 0, None)] * len(batch.ops))
             tables, access = await self._core.tables(), await self._core.access()
-            decided = await asyncio.to_thread(self._decide, tables, batch, access)
+            decided = await asyncio.to_thread(decide, self._core, tables, batch, access)
             await self._publish(tables, batch, decided)
             return self._published(decided.resolution.outcomes)
 
@@ -188,8 +158,8 @@ class ShardWriter:
         """
         async with self._core.lock:
             tables, access = await self._core.tables(), await self._core.access()
-            decided = await asyncio.to_thread(self._decide, tables, batch, access)
-            following = self._follow(tables, batch, decided)
+            decided = await asyncio.to_thread(decide, self._core, tables, batch, access)
+            following = follow(self._core, tables, batch, decided)
             await asyncio.to_thread(self._core.seal, following.head)
 
     async def settle(self, applied: int) -> bool:
@@ -269,35 +239,11 @@ class ShardWriter:
         async with self._compactor.lock:
             return await sweep_shard(self._core, grace_ms=grace_ms, centroids=centroids)
 
-    def _decide(
-        self, tables: Sequence[SegmentTable], batch: PendingBatch, access: AccessTable
-    ) -> _Decided:
-        """Resolve a batch and build its segment. Runs in a thread; changes no state."""
-        # What a list becomes counts for the whole batch, also for what came a moment before it.
-        access = with_changes(access, batch.access, tables)
-        resolution = resolve(tables, batch.ops, access)
-        accepted = (batch.ops[number] for number in resolution.accepted)
-        access = without(access, {op.object_id for op in accepted if op.kind in FINAL})
-        if not resolution.accepted:
-            return _Decided(resolution, access, None)
-        ctx = self._core.context(batch.epoch, batch.generation)
-        rows, row_of_op = assemble(
-            batch.ops,
-            resolution,
-            next_seq=self.head.next_seq,
-            now_ms=ctx.now_ms,
-            vocabulary=batch.vocabulary,
-        )
-        built = build_segment(ctx, rows, batch.build_nodes(Accepted(row_of_op, rows)))
-        dead = np.array(sorted(resolution.dead_rows), np.uint32)
-        table = SegmentTable.of_rows(built.ref, rows, dead)
-        return _Decided(resolution, access, _Born(built, rows, table))
-
     async def _publish(
-        self, tables: Sequence[SegmentTable], batch: PendingBatch, decided: _Decided
+        self, tables: Sequence[SegmentTable], batch: PendingBatch, decided: Decided
     ) -> None:
-        following = self._follow(tables, batch, decided)
-        await gather_all([self._core.store.put(key, data) for key, data in following.writes])
+        following = follow(self._core, tables, batch, decided)
+        await self._core.store_parts(following.parts)
         head = following.head
         if decided.access is not await self._core.access():
             access = await self._core.store_access(decided.access)
@@ -306,41 +252,6 @@ class ShardWriter:
         self._core.keep_access(decided.access)
         if decided.born is not None:
             self._core.keep(decided.born.built, decided.born.rows)
-
-    def _follow(
-        self, tables: Sequence[SegmentTable], batch: PendingBatch, decided: _Decided
-    ) -> _Following:
-        """Make the next head, and what has to be stored before it; store nothing."""
-        head = self.head
-        kills = decided.resolution.kill_arrays()
-        nothing = np.zeros(0, np.int64)
-        killed = [kills.get(i, nothing) for i in range(len(tables))]
-        after = [
-            dataclasses.replace(table, dead=np.union1d(table.dead, rows).astype(np.uint32))
-            if len(rows)
-            else table
-            for table, rows in zip(tables, killed, strict=True)
-        ]
-        before = list(head.deletes)
-        born = decided.born
-        if born is not None:
-            after.append(born.table)
-            before.append(Deletes())
-            killed.append(born.table.dead.astype(np.int64))
-        built = None if born is None else born.built
-        writes, deletes = self._core.parts(built, after, before, killed)
-        head = msgspec.structs.replace(
-            head,
-            applied=batch.offset,
-            next_seq=head.next_seq + len(decided.resolution.accepted),
-            segments=[table.ref for table in after],
-            deletes=deletes,
-            stats=change_stats(head.stats, tables, kills, None if born is None else born.table),
-            # A writer whose clock is ahead must not make everybody else's batches look old.
-            clock_ms=max(head.clock_ms, min(batch.created_ms, self._core.clock_ms())),
-            refused=_refused(batch, decided.resolution.outcomes),
-        )
-        return _Following(head, after, writes)
 
     def _published(self, outcomes: list[Outcome]) -> Published:
         opened = self._core.opened
@@ -352,17 +263,3 @@ class ShardWriter:
             documents=opened.head.stats.docs,
             segments=len(opened.head.segments),
         )
-
-
-def _refused(batch: PendingBatch, outcomes: Sequence[Outcome]) -> list[Refused]:
-    """Return what the head notes of a batch's refusals, by reason."""
-    places: dict[tuple[str, str, str | None], list[tuple[int, int]]] = {}
-    for one in batch.refused:
-        places.setdefault((one.code, one.message, one.field), []).extend(one.at)
-    if batch.origins:
-        for origin, outcome in zip(batch.origins, outcomes, strict=True):
-            if outcome.error is not None:
-                error = outcome.error
-                reason = (error.code.value, error.message, error.field)
-                places.setdefault(reason, []).append(origin)
-    return [Refused(*reason, at) for reason, at in places.items()]
