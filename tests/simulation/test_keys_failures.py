@@ -31,10 +31,13 @@ from workers.crypto.hpke import HpkePrivateKey, HpkeSuite
 from workers.crypto.info import Info
 from workers.errors import Damaged, Fatal, Reject, Retry
 from workers.kafka.broker import Record
+from workers.keys import worker as keys_worker
 from workers.keys.admin import Admin
 from workers.keys.answers import Answers
 from workers.keys.audit import GENESIS, chain_hash
+from workers.runtime.health import Health
 from workers.storage import layout
+from workers.storage.errors import AccessDenied
 from workers.telemetry import metrics
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "keys"))
@@ -383,6 +386,53 @@ async def test_service_keys_rotate_and_old_ones_are_destroyed(world):
     names = [k for k in world.stored() if k.startswith("realm/hpke/")]
     assert len(names) == len(service._keys.keys)
     assert auth.sealed
+
+
+async def test_whatever_fails_beside_the_work_is_done_later(world, monkeypatch, caplog):
+    # Caches that nobody wipes any more, an audit that nobody signs: that must not be silent.
+    service = await world.service()
+    ticks, real, done, stop = [], service.tick, asyncio.Event(), asyncio.Event()
+
+    async def tick():
+        ticks.append(1)
+        if len(ticks) == 1:
+            raise KeyError("nobody foresaw it")
+        if len(ticks) == 2:
+            raise AccessDenied("realm/hpke/00")
+        await real()
+        done.set()
+
+    monkeypatch.setattr(service, "tick", tick)
+    monkeypatch.setattr(keys_worker, "_TICK_S", 0.001)
+    health = Health("keys-1")
+    keeping = asyncio.create_task(service.keep(stop, health))
+    async with asyncio.timeout(20):
+        await done.wait()
+        stop.set()
+        await keeping
+    told = [one["error"] for one in health.status()["errors"]]
+    assert told[0] == "KeyError"
+    assert "denied access" in told[1]
+
+
+async def test_a_store_that_denies_is_no_refusal(world, monkeypatch):
+    await world.create("acme/docs")
+    await world.running.end()
+    world.running = await world.start_service("keys-2")
+    await world.directory.refresh()
+    holder = await world.holder("index-1")
+    letters = len(world.broker.records(dead_letter(KEY_REQUEST)))
+    with monkeypatch.context() as patch:
+
+        async def denied(key):
+            raise AccessDenied(key)
+
+        patch.setattr(world.store, "get", denied)
+        with pytest.raises(Retry, match="STORAGE_UNAVAILABLE"):
+            await holder.lease("acme/docs")
+    world.clock.pass_s(60)
+    assert (await holder.lease("acme/docs")).generation == 1
+    assert len(world.broker.records(dead_letter(KEY_REQUEST))) == letters
 
 
 async def test_audit_records_decode(world):

@@ -409,6 +409,10 @@ class KeyService:
                 await self.tick()
             except (Retry, Damaged) as error:
                 health.error("keep", error)
+            except Exception as error:
+                # Keys must be wiped and the audit be signed all the same, in the next second.
+                health.error("keep", error)
+                log.exception("what is due was not done")
 
     def _standalone(self, realm: Realm, floors: DirectoryFloors) -> StandaloneProvider:
         passwords = Passwords()

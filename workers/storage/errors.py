@@ -4,11 +4,13 @@
     ├── NotFound            the key does not exist
     ├── AlreadyExists       create() met an object (maybe our own, see below)
     ├── PreconditionFailed  replace() met another ETag (maybe our own, see below)
-    ├── AccessDenied        the credentials may not do this
     └── ReadOnly            the store was opened for reading
     workers.errors.Retry    the store cannot answer now: network, 5xx, time-out, throttling
+    ├── AccessDenied        the credentials may not do this
     └── OutcomeUnknown      a conditional write may or may not have been applied
 
+A denial is to be tried again, for it is no fault of the message that is being worked on: rights are
+proven at start, so what is denied later was expired, rotated or taken away, and comes back.
 A conditional write is never repeated by the client library: a 500 may come after the object was
 written, and the repetition would then report *our own* success as a conflict. So whoever calls
 `create` or `replace` puts a nonce into the object and, on `AlreadyExists`, `PreconditionFailed` or
@@ -54,20 +56,22 @@ class PreconditionFailed(StorageError):  # noqa: N818
         super().__init__(key, "object was changed by another writer")
 
 
-class AccessDenied(StorageError):  # noqa: N818
-    """Raised when the store does not accept the credentials for this operation."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(
-            key, "the object store denied access (check credentials and bucket policy)"
-        )
-
-
 class ReadOnly(StorageError):  # noqa: N818
     """Raised, before any I/O, when a store opened with `read_only` is asked to write."""
 
     def __init__(self, key: str) -> None:
         super().__init__(key, "this store was opened read-only")
+
+
+class AccessDenied(Retry):
+    """Raised when the store does not accept the credentials for this operation."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            ErrorCode.STORAGE_UNAVAILABLE,
+            f"the object store denied access (check credentials and bucket policy): {key}",
+        )
+        self.key = key
 
 
 class OutcomeUnknown(Retry):
@@ -94,5 +98,7 @@ def conditional(key: str) -> Iterator[None]:
     """Turn a failure without a clear answer into `OutcomeUnknown`."""
     try:
         yield
+    except AccessDenied:
+        raise
     except Retry as error:
         raise OutcomeUnknown(key) from error

@@ -60,7 +60,7 @@ class Store(Protocol):
     """An S3-compatible object store.
 
     Every method raises `workers.errors.Retry` (STORAGE_UNAVAILABLE) when the store does not answer
-    within its deadline and retries, and `AccessDenied` when it refuses the credentials.
+    within its deadline and retries, or (`AccessDenied`) refuses the credentials.
     """
 
     stats: StoreStats
