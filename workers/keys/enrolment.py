@@ -37,7 +37,7 @@ from workers.leases.certificate import (
 )
 from workers.leases.enrolment import Terms, terms_parts
 from workers.storage import layout
-from workers.storage.errors import AlreadyExists, OutcomeUnknown
+from workers.storage.first import create_first
 from workers.storage.store import Store
 
 KIND: Final = "invitations"
@@ -108,14 +108,10 @@ class Enrolment:
             raise Reject(ErrorCode.EXPIRED, "the invitation has expired", field="args.invitation")
         terms = Terms(invitation.worker_id, invitation.role, tuple(invitation.indexes))
         _check_signature(terms, sign_pub, signature)
-        key = layout.realm(KIND, invitation.id)
-        try:
-            await self._store.create(key, self._used(invitation.id, sign_pub))
-        except (AlreadyExists, OutcomeUnknown):
-            if not self._is_used_by((await self._store.get(key)).data, invitation.id, sign_pub):
-                raise Reject(
-                    ErrorCode.CONFLICT, "the invitation was used", field="args.invitation"
-                ) from None
+        use = self._used(invitation.id, sign_pub)
+        first = await create_first(self._store, layout.realm(KIND, invitation.id), use)
+        if first != use and not self._is_used_by(first, invitation.id, sign_pub):
+            raise Reject(ErrorCode.CONFLICT, "the invitation was used", field="args.invitation")
         return self._issue(terms, sign_pub)
 
     def enroll(self, terms: Terms, sign_pub: bytes, signature: bytes) -> WorkerCertificate:

@@ -24,7 +24,8 @@ from workers.errors import Damaged, Reject
 from workers.kafka.broker import Record
 from workers.leases.certificate import Clock
 from workers.storage import layout
-from workers.storage.errors import AlreadyExists, NotFound, OutcomeUnknown
+from workers.storage.errors import NotFound
+from workers.storage.first import create_first
 from workers.storage.store import Store
 
 KIND: Final = "requests"
@@ -63,11 +64,10 @@ class Once:
         name = prf(self._key, "admin request", request_id)[:16]
         place = (record.topic, record.partition, record.offset)
         begun = _Begun(*place, expires_s, os.urandom(_SEED_BYTES))
-        key = layout.realm(KIND, name)
-        try:
-            await self._store.create(key, self._seal(name, begun))
-        except (AlreadyExists, OutcomeUnknown):
-            begun = self._open(name, (await self._store.get(key)).data)
+        data = self._seal(name, begun)
+        first = await create_first(self._store, layout.realm(KIND, name), data)
+        if first != data:
+            begun = self._open(name, first)
         if (begun.topic, begun.partition, begun.offset) != place:
             raise Reject(ErrorCode.CONFLICT, "a copy of an admin-request that was seen")
         return begun.seed

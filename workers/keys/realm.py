@@ -58,7 +58,8 @@ from workers.leases.certificate import (
 )
 from workers.settings import Settings
 from workers.storage import layout
-from workers.storage.errors import AlreadyExists, NotFound, OutcomeUnknown
+from workers.storage.errors import NotFound
+from workers.storage.first import create_first
 from workers.storage.open import open_store
 from workers.storage.store import Store
 
@@ -234,21 +235,12 @@ async def _root(store: Store, kms: Kms, *, create: bool) -> SecretBytes:
         with random_secret() as root:
             wrapped = await kms.wrap(kms.default_key, root, _KMS_CONTEXT)
         record = _Root(1, wrapped.data, wrapped.version, kms.default_key)
-        stored = await _create(store, key, msgspec.msgpack.encode(record))
+        stored = await create_first(store, key, msgspec.msgpack.encode(record))
     try:
         record = msgspec.msgpack.decode(stored, type=_Root)
     except msgspec.MsgspecError as error:
         raise Damaged(ErrorCode.DAMAGED, "the record of the realm root is malformed") from error
     return await kms.unwrap(record.key_id, record.wrapped, _KMS_CONTEXT)
-
-
-async def _create(store: Store, key: str, data: bytes) -> bytes:
-    """Create an object, or return what somebody else created there."""
-    try:
-        await store.create(key, data)
-    except (AlreadyExists, OutcomeUnknown):
-        return (await store.get(key)).data
-    return data
 
 
 class _Sealer:
@@ -272,7 +264,7 @@ class _Sealer:
                 index_uid=b"",
                 object_id=kind.encode(),
             )
-            stored = await _create(self._store, key, sealed)
+            stored = await create_first(self._store, key, sealed)
         try:
             plain = open_sealed(
                 self._key,
