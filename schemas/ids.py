@@ -15,16 +15,8 @@ from schemas.errors import InvalidMessage
 
 IndexName = NewType("IndexName", str)
 """What callers call an index, e.g. `acme/docs`."""
-IndexUid = NewType("IndexUid", bytes)
-"""16 random bytes: what storage calls an index."""
 DocId = NewType("DocId", str)
 """What a producer calls a document: 1 to 512 bytes of UTF-8."""
-ObjectId = NewType("ObjectId", bytes)
-"""16 bytes: PRF of the document id, what storage calls a document."""
-ShardId = NewType("ShardId", int)
-Generation = NewType("Generation", int)
-"""Number of an index's data key, from 1."""
-WorkerId = NewType("WorkerId", str)
 GroupId = NewType("GroupId", str)
 """UUID of a group."""
 
@@ -38,7 +30,6 @@ UUID_PATTERN: Final = (
 )
 HEX16_PATTERN: Final = "^[0-9a-f]{32}" + _END
 HEX32_PATTERN: Final = "^[0-9a-f]{64}" + _END
-WORKER_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}" + _END
 
 PATTERN_WORDS: Final = {
     INDEX_PATTERN: "an index name: 1 to 128 characters of a-z 0-9 . _ / -, "
@@ -46,7 +37,6 @@ PATTERN_WORDS: Final = {
     UUID_PATTERN: "a UUID of 8-4-4-4-12 hex digits",
     HEX16_PATTERN: "32 lower-case hex digits",
     HEX32_PATTERN: "64 lower-case hex digits",
-    WORKER_PATTERN: "a worker id: 1 to 128 characters of A-Z a-z 0-9 . _ -",
 }
 """What a value that does not match is told."""
 
@@ -60,7 +50,6 @@ UuidField = Annotated[str, Meta(pattern=UUID_PATTERN, max_length=36, description
 GroupField = Annotated[
     GroupId, Meta(pattern=UUID_PATTERN, max_length=36, description="UUID of a group.")
 ]
-WorkerField = Annotated[WorkerId, Meta(pattern=WORKER_PATTERN, max_length=128)]
 Hex16Field = Annotated[
     str, Meta(pattern=HEX16_PATTERN, description="16 bytes as 32 lower-case hex digits.")
 ]

@@ -1,4 +1,4 @@
-"""What an index is made of, and every numeric default and limit of the contract."""
+"""What an index is made of, and the numeric defaults and limits of messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ BM25_B: Final = 0.75
 BODY_FIELD: Final = "body"
 """Text field that a `text/*` content is analysed as when `text` is not given."""
 
-MAX_CONTENT_BYTES: Final = 512 * 1024
 MAX_RECORD_BYTES: Final = 900_000
 """Largest record the workers write; larger bodies go through a sealed object."""
 MAX_MESSAGE_BYTES: Final = 1_048_576
@@ -39,10 +38,6 @@ MAX_DIMENSION: Final = 65_536
 MAX_SHARDS: Final = 1_024
 MAX_FILTER_DEPTH: Final = 16
 MAX_FILTER_NODES: Final = 256
-MAX_BLOCKED_RECORDS: Final = 10_000
-MAX_STALENESS_MS: Final = 1_000
-LEASE_S: Final = 300
-DECISION_CACHE_S: Final = 60
 
 Metric = Literal["cosine", "euclidean", "dot"]
 Precision = Literal["float32", "float16", "int8"]
@@ -59,9 +54,6 @@ Analyzer = Annotated[str, Meta(min_length=1, max_length=64)]
 def fusion_depth(top_k: int) -> int:
     """Return how many of each list are fused: ten times what is asked, 100 to 10,000."""
     return min(MAX_TOP_K, max(100, 10 * top_k))
-
-
-FUSION_DEPTH = fusion_depth
 
 
 class IndexConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

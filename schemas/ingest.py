@@ -27,7 +27,6 @@ from schemas.values import vector_array as vector_array
 
 Scalar: TypeAlias = str | int | float | bool
 MetadataValue: TypeAlias = Scalar | list[Scalar]
-MEDIA_PATTERN: Final = r"^[!-.0-~]+/[ -~]+(?!\n)$"
 Keyword = Annotated[str, Meta(min_length=1)]
 MediaType = Annotated[str, Meta(pattern="^[\\x21-\\x7e]+/[\\x20-\\x7e]+(?!\n)$", max_length=255)]
 

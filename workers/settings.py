@@ -461,11 +461,6 @@ class Settings(BaseModel):
         """Folder of what runs now: state of the stack and each worker's health."""
         return self.home / "run"
 
-    @property
-    def logs_dir(self) -> Path:
-        """Folder of the logs of servers and workers."""
-        return self.home / "logs"
-
     def identity_dir(self, worker_id: str | None = None) -> Path:
         """Return the folder of a worker's identity (default: this worker's).
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -97,9 +97,6 @@ def say_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     if not console.is_terminal:
         console.width = 10_000
     console.print(table)
-
-
-Describe = Callable[[BaseException], tuple[str, int] | None]
 
 
 def describe_error(error: BaseException) -> tuple[str, int] | None:

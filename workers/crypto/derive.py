@@ -27,7 +27,6 @@ from workers.crypto.secret import KEY_BYTES, Key, SecretBytes, key_view, overwri
 TOKEN_BYTES = 32
 OBJECT_ID_BYTES = 16
 LABEL_BYTES = 16
-SEGMENT_UID_BYTES = 16
 
 _SHA512 = SHA512()
 _NODE = lp("node")

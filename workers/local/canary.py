@@ -84,11 +84,6 @@ def text_canary(name: str, text: str) -> Canary:
     return Canary(name, (*_forms(text.encode()), *_forms(bytes.fromhex(text))))
 
 
-def bytes_canary(name: str, data: bytes) -> Canary:
-    """Return the canary of planted bytes."""
-    return Canary(name, _forms(data))
-
-
 def vector_canary(name: str, vector: npt.NDArray[np.float32]) -> Canary:
     """Return the canary of a planted random vector `(d,)`, d >= 8, by its first 8 numbers.
 
