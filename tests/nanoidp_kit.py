@@ -93,6 +93,15 @@ class Provider:
         shutil.rmtree(self.home / "keys")
         (self.home / "keys").mkdir()
 
+    @property
+    def private_key(self) -> bytes:
+        """With what it signs now (PEM)."""
+        return (self.home / "keys" / "rsa_private.pem").read_bytes()
+
+    @property
+    def kid(self) -> str:
+        return (self.home / "keys" / "kid.txt").read_text().strip()
+
     def token(self, name: str, kind: str = "access_token") -> str:
         form = f"grant_type=password&username={name}&password=pw-{name}&scope=openid"
         return str(json.loads(self._get("/token", form.encode()))[kind])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from pydantic import SecretStr
 
 from workers.client import Client
 from workers.client.session import Protection
@@ -48,6 +52,11 @@ def connect(stack: Connectable, protection: Protection = "sealed", **options: An
     return Client(stack.settings, protection=protection, **options)
 
 
+def of_token(stack: Connectable, token: str) -> Client:
+    """Return a client of somebody with a token."""
+    return Client(stack.settings.model_copy(update={"token": SecretStr(token)}))
+
+
 def worker_pids(stack: Stack) -> dict[str, int | None]:
     return {name: stack.pid(name) for name in WORKERS}
 
@@ -64,6 +73,32 @@ async def eventually(ask: Callable[[], Awaitable[T]]) -> T:
                 return await ask()
             except Retry:
                 await asyncio.sleep(0.1)
+
+
+class Shell:
+    """The command line against a stack, as the administrator or as a user."""
+
+    def __init__(self, stack: Stack, token: str | None = None) -> None:
+        self._home = stack.home
+        self._env = {k: v for k, v in os.environ.items() if not k.startswith("SEALSTREAM_")}
+        if token is not None:
+            self._env["SEALSTREAM_TOKEN"] = token
+
+    def run(self, *arguments: str, stdin: str = "", code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "workers.cli.main", *arguments, "--home", str(self._home)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            env=self._env,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    def json(self, *arguments: str, stdin: str = "") -> Any:
+        return json.loads(self.run(*arguments, "--json", stdin=stdin))
 
 
 class Bare:

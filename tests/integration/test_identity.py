@@ -3,44 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stack_kit import QUERY_S, Stack, connect, ids, new_name
+from stack_kit import QUERY_S, Shell, Stack, connect, ids, new_name, of_token
 
 from schemas.errors import ErrorCode
 from workers.client import Client
 from workers.errors import Reject
-
-
-class Shell:
-    """The command line against a stack, as the administrator or as a user."""
-
-    def __init__(self, stack: Stack, token: str | None = None) -> None:
-        self._home = stack.home
-        self._env = {k: v for k, v in os.environ.items() if not k.startswith("SEALSTREAM_")}
-        if token is not None:
-            self._env["SEALSTREAM_TOKEN"] = token
-
-    def run(self, *arguments: str, stdin: str = "", code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "workers.cli.main", *arguments, "--home", str(self._home)],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            env=self._env,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == code, done.stderr
-        return done.stdout if code == 0 else done.stderr
-
-    def json(self, *arguments: str, stdin: str = "") -> Any:
-        return json.loads(self.run(*arguments, "--json", stdin=stdin))
 
 
 def log_in(stack: Stack, made: dict[str, Any]) -> str:
@@ -76,11 +47,10 @@ async def test_people_share_what_they_may(stack: Stack, tmp_path: Path) -> None:
         + "\n"
     )
     as_alice.run("ingest", index, str(mail), "--wait", "searchable")
-    settings = stack.settings
     async with (
-        Client(_with_token(settings, tokens["alice"])) as a,
-        Client(_with_token(settings, tokens["bob"])) as b,
-        Client(_with_token(settings, log_in(stack, reader))) as r,
+        of_token(stack, tokens["alice"]) as a,
+        of_token(stack, tokens["bob"]) as b,
+        of_token(stack, log_in(stack, reader)) as r,
     ):
         both = {"ours": "for both", "mine": "for one"}
         assert await shown(a, index, "ours", "mine") == both
@@ -137,9 +107,3 @@ async def _eventually(
         timeout_s=QUERY_S,
     )
     return {hit.id: hit.content for hit in result.hits}
-
-
-def _with_token(settings: Any, token: str) -> Any:
-    from pydantic import SecretStr
-
-    return settings.model_copy(update={"token": SecretStr(token)})

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from pydantic import SecretStr
+
 from schemas.codec import convert, decode, encode, to_plain
 from schemas.deadletter import DeadLetter
 from schemas.ingest import IngestResult
@@ -105,6 +107,12 @@ async def workers(world: World, *roles: str, store: Any = None, **settings: Any)
 
 def client(world: World, **options: Any) -> Client:
     return Client(world.settings, broker=world.broker, **options)
+
+
+def by(world: World, token: str) -> Client:
+    """Return a client of somebody with a token."""
+    settings = world.settings.model_copy(update={"token": SecretStr(token)})
+    return Client(settings, broker=world.broker)
 
 
 async def until(world: World, condition: Callable[[], Any]) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from nanoidp_kit import AUDIENCE, Provider
-from people_kit import NAMES, by, refused, share_by_groups
-from query_kit import World, client
+from people_kit import NAMES, ROLES, makers, refused, share_by_groups
+from query_kit import ALL, World, by, client, workers
 
 from schemas.errors import ErrorCode
 from workers.identity import jwks
@@ -28,7 +29,7 @@ async def world(tmp_path: Path, idp: Provider) -> Any:
         decision_cache_s=0,
         oidc_issuer=idp.issuer,
         oidc_audience=AUDIENCE,
-        oidc_roles="author=Encrypt+Update+Index+Decrypt, reader=Index+Decrypt, boss=*",
+        oidc_roles=ROLES,
         oidc_administrators="boss",
     )
     await world.open()
@@ -41,8 +42,11 @@ async def test_people_of_another_provider_share_by_its_groups(world, idp):
         await admin.create_index("acme/docs")
     with idp.running():
         tokens = {name: await asyncio.to_thread(idp.token, name) for name in NAMES}
-        callers = {f"{idp.issuer}#root", f"{idp.issuer}#alice"}
-        await share_by_groups(world, tokens, group_id(idp.issuer, "STAFF"), callers)
+        staff = group_id(idp.issuer, "STAFF")
+        async with workers(world, *ALL):
+            await share_by_groups(partial(by, world), "acme/docs", tokens, staff)
+    audit = [record.value for record in world.broker.records("key-audit")]
+    assert makers(audit) == {f"{idp.issuer}#root", f"{idp.issuer}#alice"}
 
 
 async def test_tokens_for_others_and_after_a_rotation(world, idp, monkeypatch):

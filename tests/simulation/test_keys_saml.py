@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from nanoidp_kit import AUDIENCE, RECIPIENT, Provider
-from people_kit import NAMES, by, refused, share_by_groups
-from query_kit import ALL, World, applied, client, workers
+from people_kit import NAMES, ROLES, makers, refused, share_by_groups
+from query_kit import ALL, World, applied, by, client, workers
 from saml_kit import needs_xmlsec1
 
 from schemas.audit import AuditRecord
@@ -40,8 +41,7 @@ async def world(tmp_path: Path, idp: Provider) -> Any:
         saml_audience=AUDIENCE,
         saml_recipient=RECIPIENT,
         saml_subject_attribute="uid",
-        saml_roles="author=Encrypt+Update+Index+Decrypt+GetAccessGroups+ModifyAccessGroups,"
-        " reader=Index+Decrypt, boss=*",
+        saml_roles=ROLES.replace("author=", "author=GetAccessGroups+ModifyAccessGroups+"),
         saml_administrators="boss",
     )
     await world.open()
@@ -54,8 +54,11 @@ async def test_people_of_another_provider_share_by_its_groups(world, idp):
     async with client(world) as admin:
         await admin.create_index("acme/docs")
     tokens = {name: await asyncio.to_thread(idp.assertion, name) for name in NAMES}
-    callers = {f"{source}#u-root", f"{source}#u-alice"}
-    await share_by_groups(world, tokens, group_id(source, "STAFF"), callers)
+    async with workers(world, *ALL):
+        staff = group_id(source, "STAFF")
+        await share_by_groups(partial(by, world), "acme/docs", tokens, staff)
+    audit = [record.value for record in world.broker.records("key-audit")]
+    assert makers(audit) == {f"{source}#u-root", f"{source}#u-alice"}
 
 
 async def test_groups_are_those_that_the_provider_names(world, idp):

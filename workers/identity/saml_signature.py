@@ -36,8 +36,9 @@ _LAX_SINCE: Final = (1, 3)
 # How many digests are right, of how many: said whether the signature is right or not.
 _DIGESTS: Final = re.compile(rb"SignedInfo References \(ok/all\): (\d+)/(\d+)")
 
-# It logs the documents that it reads.
-logging.getLogger("saml2").setLevel(logging.CRITICAL + 1)
+# They log the documents and schemas that they read.
+for _library in ("saml2", "xmlschema"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL + 1)
 
 
 class Xmlsec(CryptoBackendXmlSec1):  # type: ignore[misc]
