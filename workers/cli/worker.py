@@ -74,6 +74,8 @@ async def _run_all(roles: tuple[Role, ...], settings: Settings, stop: asyncio.Ev
             for role in roles:
                 own = settings.model_copy(update={"worker_id": f"{role}-1"})
                 group.create_task(_run_one(_runner(role), own, stop))
+                # The metrics are those of the process: one endpoint tells all of them.
+                settings = settings.model_copy(update={"metrics_port": None})
     except* Exception as failures:
         # The first failure ended the others: it is the one to tell.
         raise failures.exceptions[0] from None

@@ -60,6 +60,9 @@ def worker_env(
     private = {"VAULT_TOKEN", "SEALSTREAM_HOME", "SEALSTREAM_WORKER_ID", "AWS_SESSION_TOKEN"}
     hidden = {*stack, *private, "SEALSTREAM_TOKEN", "SEALSTREAM_KEY_SERVICE_FINGERPRINT"}
     inherited = {name: value for name, value in os.environ.items() if name not in hidden}
+    if inherited.get("SEALSTREAM_METRICS_PORT"):
+        # Several processes cannot listen on one port: each takes a free one.
+        inherited["SEALSTREAM_METRICS_PORT"] = "0"
     return {**inherited, **credentials.env(), **extra}
 
 

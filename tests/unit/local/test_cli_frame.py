@@ -156,10 +156,12 @@ class FakeWorker:
 
     def __init__(self) -> None:
         self.started: list[str | None] = []
+        self.ports: list[int | None] = []
         self.stopped = 0
 
     async def run(self, settings: Any, stop: asyncio.Event) -> None:
         self.started.append(settings.worker_id)
+        self.ports.append(settings.metrics_port)
         if len(self.started) == 4:
             raise Fatal(ErrorCode.FORBIDDEN, "the wrong identity")
         await stop.wait()
@@ -171,7 +173,9 @@ def test_worker_all_ends_when_one_fails(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr("workers.cli.worker.import_module", lambda _name: fake)
     monkeypatch.setattr("workers.crypto.secret.harden_process", lambda: None)
     monkeypatch.setattr("workers.telemetry.logs.configure", lambda *_: None)
+    monkeypatch.setenv("SEALSTREAM_METRICS_PORT", "9100")
     assert main.run(["worker", "all"]) == common.UNAVAILABLE
+    assert fake.ports == [9100, None, None, None]
     assert fake.started == ["keys-1", "ingest-1", "index-1", "query-1"]
     assert "the wrong identity" in capsys.readouterr().err
 

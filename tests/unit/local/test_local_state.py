@@ -183,7 +183,9 @@ def test_workers_get_no_setting_that_outranks_the_stack(monkeypatch: pytest.Monk
     monkeypatch.setenv("SEALSTREAM_LOG_LEVEL", "debug")
     pair = access.KeyPair("key", "secret")
     stack = access.stack_variables(dict.fromkeys(servers.PORTS, 1), pair)
+    monkeypatch.setenv("SEALSTREAM_METRICS_PORT", "9100")
     env = roles.worker_env(stack, pair, {"EXTRA": "1"})
+    assert env["SEALSTREAM_METRICS_PORT"] == "0"
     assert "production" not in env.values()
     assert (env["SEALSTREAM_LOG_LEVEL"], env["EXTRA"]) == ("debug", "1")
     assert env["AWS_ACCESS_KEY_ID"] == "key"
