@@ -41,7 +41,6 @@ from workers.identity.password import Passwords
 from workers.identity.providers import Providers
 from workers.identity.standalone import GroupRecord, StandaloneProvider, UserRecord
 from workers.kafka.broker import Broker, Record
-from workers.kafka.open import open_broker
 from workers.keys.access import AccessEntry, AccessLists
 from workers.keys.admin import Admin
 from workers.keys.admin_access import AccessOperations
@@ -74,9 +73,9 @@ from workers.runtime.each import EachPump
 from workers.runtime.health import Health
 from workers.runtime.lastresort import unexpected
 from workers.runtime.policy import DrainPolicy
+from workers.runtime.process import connections
 from workers.runtime.wait import event_within
 from workers.settings import Settings
-from workers.storage.open import open_store
 from workers.storage.store import Store
 from workers.telemetry import metrics
 
@@ -98,11 +97,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         Fatal: the settings, the realm or the KMS cannot work.
     """
     async with AsyncExitStack() as stack:
-        broker = open_broker(settings, client_id=settings.worker_id or DEFAULT_ID)
-        stack.push_async_callback(broker.aclose)
-        store = open_store(settings)
-        stack.push_async_callback(store.aclose)
-        await store.check("keys")
+        broker, store = await stack.enter_async_context(connections(settings, "keys"))
         kms = open_kms(settings.kms_spec, settings)
         stack.push_async_callback(kms.aclose)
         await serve(settings, stop, broker=broker, store=store, kms=kms)

@@ -32,6 +32,7 @@ from workers.runtime.health import Health
 from workers.runtime.pump import Pump
 from workers.settings import Settings
 from workers.storage.open import open_store
+from workers.storage.store import Role as StoreRole
 from workers.storage.store import Store
 from workers.telemetry.endpoint import MetricsEndpoint
 
@@ -40,7 +41,7 @@ log = structlog.get_logger("runtime.process")
 
 @asynccontextmanager
 async def connections(
-    settings: Settings, role: Role, *, read_only: bool = False
+    settings: Settings, role: StoreRole, *, read_only: bool = False
 ) -> AsyncIterator[tuple[Broker, Store]]:
     """Open what a worker process reaches outside: metrics endpoint, broker, store.
 
