@@ -53,6 +53,8 @@ async def connections(
         if settings.metrics_port is not None:
             endpoint = MetricsEndpoint(settings.metrics_host, settings.metrics_port)
             await stack.enter_async_context(endpoint)
+            # Port 0 took any: this is where it is said which.
+            log.info("metrics are served", host=settings.metrics_host, port=endpoint.port)
         broker = open_broker(settings, client_id=settings.worker_id or f"sealstream-{role}")
         stack.push_async_callback(broker.aclose)
         store = open_store(settings, read_only=read_only)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from structlog.testing import capture_logs
 
 from workers.keys import worker
 from workers.kms.local import LocalKms
@@ -14,13 +15,12 @@ from workers.settings import Settings
 
 
 async def test_its_metrics_are_served(tmp_path: Path, monkeypatch: Any) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     await LocalKms(tmp_path / "kms.key", create=True).aclose()
     shown = []
 
     async def serve(*_: Any, **__: Any) -> None:
+        # Any free port: the log says which.
+        [port] = [line["port"] for line in logs if line["event"] == "metrics are served"]
         url = f"http://127.0.0.1:{port}/metrics"
         answer = await asyncio.to_thread(urllib.request.urlopen, url)
         with answer:
@@ -28,6 +28,7 @@ async def test_its_metrics_are_served(tmp_path: Path, monkeypatch: Any) -> None:
 
     monkeypatch.setattr(worker, "serve", serve)
     (tmp_path / "objects").mkdir()
-    settings = Settings(home=tmp_path, store_folder=tmp_path / "objects", metrics_port=port)
-    await worker.run(settings, asyncio.Event())
+    settings = Settings(home=tmp_path, store_folder=tmp_path / "objects", metrics_port=0)
+    with capture_logs() as logs:
+        await worker.run(settings, asyncio.Event())
     assert b"sealstream_store_requests_total" in shown[0]
