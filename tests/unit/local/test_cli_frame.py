@@ -88,6 +88,27 @@ def test_config_check_shows_sources_not_secrets(
     assert "SEALSTREAM_BOGUS" in captured.err
 
 
+def test_config_check_opens_identity_providers(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEALSTREAM_OIDC_ISSUER", "https://id.example.org")
+    monkeypatch.setenv("SEALSTREAM_OIDC_AUDIENCE", "sealstream")
+    assert main.run(["config", "check"]) == common.OK
+    assert "key service" not in capsys.readouterr().err
+    monkeypatch.setenv("SEALSTREAM_OIDC_ROLES", "reader=Everything")
+    for name in ("ISSUER", "METADATA", "AUDIENCE", "RECIPIENT"):
+        monkeypatch.setenv(f"SEALSTREAM_SAML_{name}", "absent")
+    assert main.run(["config", "check", "--json"]) == common.OK
+    told = [
+        (one["name"], one["message"]) for one in orjson.loads(capsys.readouterr().out)["warnings"]
+    ]
+    [(_, oidc), (_, saml)] = told
+    assert [name for name, _ in told] == ["oidc_issuer", "saml_issuer"]
+    assert "would not start" in oidc
+    assert "oidc_roles: scopes are" in oidc
+    assert "saml_metadata cannot be used: No such file" in saml
+
+
 def test_config_check_tells_what_is_wrong(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
