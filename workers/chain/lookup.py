@@ -1,9 +1,10 @@
 """Finding the nodes of chains in all live segments: two parallel round trips, no pointer chasing.
 
-1. Labels are derived for all segments at once; the buckets they fall into are read in parallel.
-2. Large nodes are read in parallel. On padded segments a chain without a node costs a dummy read
-   here (strict: also one whose node was small), so that the requests tell less; which large node
-   serves as dummy depends on the label only.
+1. Labels are derived for all segments at once; the buckets they fall into are read in parallel,
+   and with them the large nodes of segments that have few.
+2. Other large nodes are read in parallel. On padded segments a chain without a node costs a dummy
+   read here (strict: also one whose node was small), so that the requests tell less; which large
+   node serves as dummy depends on the label only.
 
 What was found, also "nothing", is cached per (segment, chain).
 """
@@ -22,6 +23,7 @@ from workers.chain.kinds import NodeKind
 from workers.chain.padding import unpad
 from workers.chain.seals import SegmentSeals
 from workers.chain.segment_file import THREAD_BYTES, ReadStats, SegmentFile, gather_all
+from workers.errors import Damaged
 from workers.storage.cache import BlockCache
 
 T = TypeVar("T")
@@ -85,10 +87,12 @@ async def _read_buckets(
         for probe in probes
     ]
     distinct = sorted(set(places))
+    segments = sorted({i for i, _ in distinct})
     # The directories come along: whoever finds rows will read them.
-    blocks, _ = await asyncio.gather(
+    blocks, _, _ = await asyncio.gather(
         _lot(lambda: [files[i].bucket(number, stats) for i, number in distinct]),
-        _lot(lambda: [files[i].directory(stats) for i in sorted({i for i, _ in distinct})]),
+        _lot(lambda: [files[i].directory(stats) for i in segments]),
+        _lot(lambda: [files[i].large_nodes(stats) for i in segments]),
     )
     buckets = {place: Bucket(block) for place, block in zip(distinct, blocks, strict=True)}
     return [
@@ -126,7 +130,13 @@ async def _read_nodes(
         ]
 
     heavy = sum(len(blob) for _, blob, _ in sealed) >= THREAD_BYTES
-    payloads = await asyncio.to_thread(open_all) if heavy else open_all()
+    try:
+        payloads = await asyncio.to_thread(open_all) if heavy else open_all()
+    except Damaged:
+        # Sealed nodes that were read together are cached as they came: not what is wrong with them.
+        for number in {probe.segment for probe, _ in large}:
+            files[number].forget_large_nodes()
+        raise
     for (probe, _, _), payload in zip(sealed, payloads, strict=True):
         found[probe.request][probe.segment] = payload
         if cache is not None and payload:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from workers.chain.access import AccessTable, load_access
 from workers.chain.bitmap import DeadRows, no_rows, open_deletes
@@ -27,7 +27,7 @@ from workers.chain.head import (
 )
 from workers.chain.kinds import SegmentKeys
 from workers.chain.seals import SegmentSeals
-from workers.chain.segment_file import SegmentFile, gather_all
+from workers.chain.segment_file import SegmentFile, both, gather_all
 from workers.chain.snapshot import Snapshot
 from workers.storage import layout
 from workers.storage.cache import BlockCache
@@ -166,12 +166,8 @@ class ShardReader:
         head = opened.head
         files = {ref.uid: self._file(ref) for ref in head.segments}
         pairs = list(zip(head.segments, head.deletes, strict=True))
-        dead = await gather_all([self._load_dead(ref, deletes) for ref, deletes in pairs])
-        if self._access[0] != head.access:
-            table = await load_access(
-                self._store, head.access, self.index_uid, self.shard, self._keys
-            )
-            self._access = (head.access, table)
+        dead, access = await both(self._load_all_dead(pairs), self._load_access(head.access))
+        self._access = (head.access, access)
         self._files = files
         self._dead = {
             ref.uid: (deletes, rows) for (ref, deletes), rows in zip(pairs, dead, strict=True)
@@ -182,13 +178,21 @@ class ShardReader:
             dead,
             self._cache,
             self._still_named,
-            access=self._access[1],
+            access=access,
         )
 
     def _file(self, ref: SegmentRef) -> SegmentFile:
         return self._files.get(ref.uid) or SegmentFile(
             self._store, self._cache, self.index_uid, self.shard, ref, self._keys
         )
+
+    async def _load_access(self, ref: AccessRef | None) -> AccessTable:
+        if self._access[0] == ref:
+            return self._access[1]
+        return await load_access(self._store, ref, self.index_uid, self.shard, self._keys)
+
+    async def _load_all_dead(self, pairs: Sequence[tuple[SegmentRef, Deletes]]) -> list[DeadRows]:
+        return await gather_all([self._load_dead(ref, deletes) for ref, deletes in pairs])
 
     async def _load_dead(self, ref: SegmentRef, deletes: Deletes) -> DeadRows:
         if not deletes.count:

@@ -22,12 +22,14 @@ from workers.chain.head import SegmentRef
 from workers.chain.kinds import BlockKind, Padding, SegmentKeys
 from workers.chain.seals import SegmentSeals
 from workers.chain.segment import Directory
+from workers.errors import Damaged
 from workers.storage import layout
 from workers.storage.cache import BlockCache
 from workers.storage.errors import NotFound
 from workers.storage.store import Store
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 WHOLE_BYTES = 256 * 1024
 """Segments up to this size are read with one GET: cheaper than ranges, and it hides which part was
@@ -35,7 +37,8 @@ wanted."""
 THREAD_BYTES = 64 * 1024
 """Blobs from this size on are opened in a thread."""
 GAP_BYTES = 32 * 1024
-"""Unwanted bytes read rather than asking twice."""
+"""Unwanted bytes read rather than asking twice. Large nodes that together take no more are all read
+with the first bucket: that saves the round after it, and hides which of them was wanted."""
 RUN_BYTES = 4 * 1024 * 1024
 
 
@@ -134,21 +137,43 @@ class SegmentFile:
 
         Raises:
             SegmentGone: the object does not exist.
-            Damaged: it ends before `place`, or is small and not what the head says.
+            Damaged: it ends too early, or is small and not what the head says.
         """
         if self._data is not None:
             return self._data[place : place + length]
         if self.ref.size <= WHOLE_BYTES and self._cache is not None:
             whole = await self._cache.get((self.key, 0, 0), lambda: self._get_whole(stats))
             return whole[place : place + length]
+        nodes = self.ref.buckets_at
+        if place + length <= nodes <= GAP_BYTES and self._cache is not None:
+            together = await self._cache.get(
+                (self.key, 0, nodes), lambda: self._get_range(0, nodes, stats)
+            )
+            return together[place : place + length]
+        return await self._get_range(place, length, stats)
+
+    async def large_nodes(self, stats: ReadStats) -> None:
+        """Read all large nodes into the cache if they are worth one request (`GAP_BYTES`)."""
+        if 0 < self.ref.buckets_at <= GAP_BYTES and self._cache is not None:
+            await self.read(0, self.ref.buckets_at, stats)
+
+    def forget_large_nodes(self) -> None:
+        """Drop what `large_nodes` read: something in it does not open."""
+        if self._cache is not None:
+            self._cache.drop(self.key)
+
+    async def _get_range(self, place: int, length: int, stats: ReadStats) -> bytes:
         stats.gets += 1
         stats.bytes += length
         try:
-            return await self._store.get_range(self.key, place, length)
+            data = await self._store.get_range(self.key, place, length)
         except NotFound as exc:
             raise SegmentGone(self.ref.uid) from exc
         except ValueError as exc:
-            raise damaged(f"a segment of shard {self._shard} is truncated") from exc
+            raise self._truncated() from exc
+        if len(data) < length:
+            raise self._truncated()
+        return data
 
     async def block(
         self, kind: BlockKind, number: int, place: int, length: int, stats: ReadStats
@@ -278,6 +303,9 @@ class SegmentFile:
         await asyncio.to_thread(self._check_whole, data)
         return data
 
+    def _truncated(self) -> Damaged:
+        return damaged(f"a segment of shard {self._shard} is truncated")
+
     def _check_whole(self, data: bytes) -> None:
         if hashlib.sha256(data).digest() != self.ref.sha256:
             raise damaged(f"a segment of shard {self._shard} is not the one its head names")
@@ -319,3 +347,10 @@ async def gather_all(tasks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
             one.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         raise
+
+
+async def both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:
+    """Await two in parallel, as `gather_all` does."""
+    tasks: list[Coroutine[Any, Any, object]] = [first, second]
+    one, other = await gather_all(tasks)
+    return cast("T", one), cast("U", other)

@@ -8,8 +8,8 @@ cost is counted in `stats`; `measured()` gives a view with counters of its own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from workers.chain.kinds import BlockKind, RowKind
 from workers.chain.lookup import Request, look_up
 from workers.chain.pairs import repeated, winners
 from workers.chain.rows import GroupSet
-from workers.chain.segment_file import ReadStats, SegmentFile, SegmentGone, gather_all
+from workers.chain.segment_file import ReadStats, SegmentFile, SegmentGone, both, gather_all
 from workers.chain.table import Table
 from workers.errors import Reject
 from workers.storage.cache import BlockCache
@@ -210,6 +210,10 @@ class Snapshot:
             found = [changed.get(row, one) for row, one in zip(rows.tolist(), found, strict=True)]
         return found
 
+    async def group_sets(self, segment: int) -> list[GroupSet]:
+        """Return the distinct access lists that `group_set` of `rows` counts through."""
+        return await self._guard(lambda: self._table(segment).group_sets())
+
     async def written_groups(self, segment: int, rows: RowNumbers) -> list[GroupSet]:
         """Return the access lists that rows were written with, changed since or not."""
         return await self._guard(lambda: self._table(segment).groups(rows))
@@ -256,6 +260,8 @@ class Snapshot:
 
     async def find_ids(self, object_ids: Sequence[bytes]) -> list[tuple[int, int] | None]:
         """Return (segment, row) of each id's live document, None if there is none."""
+        if not self.shard_stats.docs:
+            return [None] * len(object_ids)
 
         async def find() -> list[tuple[int, int] | None]:
             hits = await gather_all(
@@ -288,18 +294,16 @@ class Snapshot:
         hits = _live_hits(postings, self.live)
         held = hits.sign
         parts = [(i, hits.row[hits.segment == i]) for i in np.unique(hits.segment).tolist()]
-        kinds = await self._concat([self._table(i).records(BlockKind.KINDS, r) for i, r in parts])
         # An id has at most one live document, so without pairs there is nothing to resolve.
-        if len(kinds) and bool(np.any(kinds["kind"] != RowKind.DOC)):
-            ids = await self._concat(
-                [self._table(i).records(BlockKind.OBJECT_IDS, r) for i, r in parts]
+        if self.shard_stats.pairs:
+            # Read together: most keywords of a shard that has pairs have some.
+            kinds, ids = await both(
+                self._of(parts, BlockKind.KINDS), self._of(parts, BlockKind.OBJECT_IDS)
             )
             again = repeated(ids["object_id"])
-            if len(again):
+            if len(again) and bool(np.any(kinds["kind"] != RowKind.DOC)):
                 few = [(i, hits.row[again[hits.segment[again] == i]]) for i, _ in parts]
-                origin = await self._concat(
-                    [self._table(i).records(BlockKind.ORIGIN, r) for i, r in few]
-                )
+                origin = await self._of(few, BlockKind.ORIGIN)
                 held = held.copy()
                 held[again] &= winners(ids["object_id"][again], origin)
         return list(zip(hits.segment[held].tolist(), hits.row[held].tolist(), strict=True))
@@ -307,10 +311,13 @@ class Snapshot:
     async def _records(self, segment: int, kind: BlockKind, rows: RowNumbers | None) -> Record:
         return await self._guard(lambda: self._table(segment).records(kind, rows))
 
-    async def _concat(self, reads: Sequence[Coroutine[Any, Any, Record]]) -> Record:
-        if not reads:
-            return np.zeros(0, RECORDS[BlockKind.KINDS])
-        return np.concatenate(await gather_all(reads))
+    async def _of(self, parts: Sequence[tuple[int, RowNumbers]], kind: BlockKind) -> Record:
+        """Return the records of rows of several segments."""
+        if not parts:
+            return np.zeros(0, RECORDS[kind])
+        return np.concatenate(
+            await gather_all([self._table(i).records(kind, rows) for i, rows in parts])
+        )
 
     def _table(self, segment: int) -> Table:
         return Table(self._files[segment], self.stats)

@@ -21,7 +21,7 @@ from workers.chain.columns import (
 )
 from workers.chain.kinds import BlockKind
 from workers.chain.rows import GroupSet, ids_array, split_ids
-from workers.chain.segment_file import ReadStats, SegmentFile
+from workers.chain.segment_file import ReadStats, SegmentFile, both
 
 T = TypeVar("T")
 RowNumbers = NDArray[np.int64]
@@ -51,16 +51,12 @@ class Table:
 
     async def objects(self, rows: RowNumbers) -> list[tuple[bytes, bytes]]:
         """Return (object pointer, pack)."""
-        pointers = await self._values(BlockKind.OBJECT, rows)
-        numbers = (await self.records(BlockKind.ROWS, rows))["pack"].tolist()
-        packs: list[bytes] = []
-        if any(number >= 0 for number in numbers):
-            [block] = await self._file.blocks(BlockKind.PACKS, [0], self._stats)
-            packs = decode_packs(block)
-        return [
-            (pointer, packs[number] if number >= 0 else b"")
-            for pointer, number in zip(pointers, numbers, strict=True)
-        ]
+        pointers, packs = await both(self._values(BlockKind.OBJECT, rows), self._packs_of(rows))
+        return list(zip(pointers, packs, strict=True))
+
+    async def _packs_of(self, rows: RowNumbers) -> list[bytes]:
+        records, packs = await both(self.records(BlockKind.ROWS, rows), self.packs())
+        return [packs[n] if n >= 0 else b"" for n in records["pack"].tolist()]
 
     async def groups(self, rows: RowNumbers) -> list[GroupSet]:
         """Return access lists."""

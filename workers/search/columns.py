@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from schemas.filter import Filter
 from workers.chain.kinds import RowKind
+from workers.chain.segment_file import both
 from workers.search.cache import DecodedCache, Key
 from workers.search.filter import MetadataColumns, build_columns, evaluate
 from workers.search.snapshot import Mask, RowNumbers, ShardSnapshot
@@ -84,6 +85,7 @@ class ShardColumns:
         self._uid = index_uid
         self._cache = cache
         self._vector_bytes = vector_bytes
+        self._first: set[Key] = set()
 
     def key(self, segment: int, *name: Hashable) -> Key:
         """Return the cache key of something derived from a segment alone."""
@@ -229,13 +231,10 @@ class ShardColumns:
         key = self.key(segment, "groups")
         found: tuple[npt.NDArray[np.int32], list[tuple[bytes, ...]]] | None = self.cached(key)
         if found is None:
-            numbers = np.ascontiguousarray((await self.shard.rows(segment, None))["group_set"])
-            distinct, first = np.unique(numbers, return_index=True)
-            sets: list[tuple[bytes, ...]] = [()] * (int(numbers.max(initial=-1)) + 1)
-            given = await self.shard.written_groups(segment, first.astype(np.int64))
-            for number, one in zip(distinct.tolist(), given, strict=True):
-                if number >= 0:
-                    sets[number] = one
+            records, sets = await both(
+                self.shard.rows(segment, None), self.shard.group_sets(segment)
+            )
+            numbers = np.ascontiguousarray(records["group_set"])
             found = (numbers, sets)
             self.keep(key, found, numbers.nbytes + 80 * len(sets) + 64)
         return found
@@ -248,7 +247,10 @@ class ShardColumns:
         if total * row_bytes > self._cache.max_bytes // _SHARE:
             return False
         touched = self.key(segment, "touched", name)
-        again = self._cache.peek(touched)
+        again = self._cache.peek(touched) and touched not in self._first
+        if not again:
+            # One query may ask more than once: for other rows, or ahead.
+            self._first.add(touched)
         self.keep(touched, True, 64)
         return again or rows.size * _WHOLE_FROM >= total
 

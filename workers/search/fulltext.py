@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from schemas.errors import ErrorCode
 from schemas.query import TextQuery
-from workers.chain.segment_file import gather_all
+from workers.chain.segment_file import both, gather_all
 from workers.errors import Damaged
 from workers.search.matching import (
     Payloads,
@@ -23,6 +24,7 @@ from workers.search.matching import (
 )
 from workers.search.plan import Node, TextPlan, plan_text, prefixes
 from workers.search.run import Candidate, Run, Scored
+from workers.search.snapshot import RowNumbers
 from workers.search.words import complete_prefixes
 from workers.text.analyzer import get_analyzer
 from workers.text.varint import MalformedPayloadError
@@ -120,11 +122,21 @@ async def _score(
 ) -> Scored:
     number, segment = place
     chosen = np.flatnonzero(await _cpu(heavy, lambda: match(root, found)))
-    chosen = chosen[await run.mask(number, segment, found.rows[chosen])]
-    rows, columns = found.rows[chosen], run.columns[number]
-    lengths = {field: await columns.lengths(segment, field, rows) for field in plan.weights}
+    rows = found.rows[chosen]
+    mask, columns = await both(
+        run.mask(number, segment, rows), _lengths(run, number, segment, rows, plan.weights)
+    )
+    chosen, rows = chosen[mask], rows[mask]
+    lengths = {field: column[mask] for field, column in columns.items()}
     scores = await _cpu(heavy, lambda: score_rows(plan, root, found, chosen, lengths, rare))
     return Scored(number, segment, rows, scores)
+
+
+async def _lengths(
+    run: Run, number: int, segment: int, rows: RowNumbers, fields: Collection[str]
+) -> dict[str, npt.NDArray[np.uint32]]:
+    columns = run.columns[number]
+    return {field: await columns.lengths(segment, field, rows) for field in fields}
 
 
 async def _cpu(heavy: bool, work: Callable[[], T]) -> T:

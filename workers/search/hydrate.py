@@ -5,7 +5,7 @@ Nothing is read for a candidate that the caller may not read.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,15 +82,30 @@ async def _read(
     objects: list[tuple[bytes, bytes]] = [(b"", b"")] * rows.size
     groups: list[tuple[bytes, ...]] = [()] * rows.size
     versions: list[int] = [0] * rows.size
-    if Include.METADATA in wanted:
-        metadata = [decode_metadata(one) for one in await shard.metadata(segment, rows)]
-    if Include.VECTOR in wanted:
+
+    async def read_metadata() -> None:
+        metadata[:] = [decode_metadata(one) for one in await shard.metadata(segment, rows)]
+
+    async def read_vectors() -> None:
         having, values = await shard.vectors(segment, rows)
-        vectors = dict(zip(having.tolist(), values, strict=True))
+        vectors.update(zip(having.tolist(), values, strict=True))
+
+    async def read_objects() -> None:
+        objects[:] = await shard.objects(segment, rows)
+        # Not at the same time: both read the same column.
+        groups[:] = await shard.groups(segment, rows)
+
+    async def read_versions() -> None:
+        versions[:] = (await shard.origins(segment, rows))["version"].tolist()
+
+    reads: list[Coroutine[Any, Any, None]] = []
+    if Include.METADATA in wanted:
+        reads.append(read_metadata())
+    if Include.VECTOR in wanted:
+        reads.append(read_vectors())
     if wanted & _OBJECT:
-        objects = await shard.objects(segment, rows)
-        groups = await shard.groups(segment, rows)
-        versions = (await shard.origins(segment, rows))["version"].tolist()
+        reads += [read_objects(), read_versions()]
+    await gather_all(reads)
     return [
         Shown(
             version=versions[i],

@@ -7,12 +7,15 @@ one decides (`ShardSnapshot.resolve_pairs`).
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from typing import Any
+
 import numpy as np
 
 from schemas.errors import ErrorCode
 from schemas.query import KeywordQuery
 from workers.chain.kinds import NodeKind, RowKind
-from workers.chain.segment_file import gather_all
+from workers.chain.segment_file import both, gather_all
 from workers.crypto.derive import TokenKind
 from workers.errors import Damaged
 from workers.search.filter import build_columns, evaluate
@@ -59,12 +62,16 @@ async def _shard(run: Run, number: int, request: Request) -> list[tuple[int, Can
         decoded = [(segment, decode_rows(payload)) for segment, payload in payloads]
     except MalformedPayloadError as error:
         raise Damaged(ErrorCode.DAMAGED, "postings of this index do not decode") from error
-    holding = await shard.resolve_pairs([(i, one.rows, ~one.removed) for i, one in decoded])
+    holding, _ = await both(
+        shard.resolve_pairs([(i, one.rows, ~one.removed) for i, one in decoded]),
+        _read_ahead(run, number, [(i, one.rows) for i, one in decoded]),
+    )
     if not holding:
         return []
     documents = await _documents(run, number, holding)
-    visible = await _visible(run, number, documents)
-    arrivals = await _arrivals(run, number, holding)
+    visible, arrivals = await both(
+        _visible(run, number, documents), _arrivals(run, number, holding)
+    )
     kept = [index for index, seen in enumerate(visible) if seen]
     # A pair without a document is named by its own row, the others by the document's.
     places = [documents[index] or holding[index] for index in kept]
@@ -77,12 +84,30 @@ async def _shard(run: Run, number: int, request: Request) -> list[tuple[int, Can
     return out
 
 
+async def _read_ahead(run: Run, number: int, postings: list[tuple[int, RowNumbers]]) -> None:
+    """Read what is asked of all rows of a keyword but the few that turn out not to hold it.
+
+    Only so that these reads do not wait for others: what is read is in the caches then.
+    """
+    shard, columns = run.snapshot.shards[number], run.columns[number]
+    alive = [(i, rows[shard.live(i)[rows]]) for i, rows in postings]
+    reads: list[Coroutine[Any, Any, object]] = [columns.ids(i, rows) for i, rows in alive]
+    if shard.shard_stats.docs:
+        reads += [columns.allowed(i, run.context.groups) for i, rows in alive if rows.size]
+    await gather_all(reads)
+
+
 async def _documents(run: Run, number: int, holding: list[Place]) -> list[Place | None]:
     """Return the live document of each place: itself, another row of the same id, or None."""
-    shard, columns = run.snapshot.shards[number], run.columns[number]
+    shard = run.snapshot.shards[number]
+    if not shard.shard_stats.pairs:
+        return list(holding)
     out: list[Place | None] = [None] * len(holding)
+    if not shard.shard_stats.docs:
+        return out
     for segment, indexes, rows in _by_segment(holding):
-        documents = (await columns.kinds(segment))[rows] == RowKind.DOC
+        # `resolve_pairs` has just read them: they come from the cache.
+        documents = await shard.kinds(segment, rows) == RowKind.DOC
         for index, is_document in zip(indexes, documents.tolist(), strict=True):
             if is_document:
                 out[index] = holding[index]
@@ -96,19 +121,11 @@ async def _documents(run: Run, number: int, holding: list[Place]) -> list[Place 
 
 async def _visible(run: Run, number: int, documents: list[Place | None]) -> list[bool]:
     """Say for each pair whether the caller gets to see it, and the filter lets it through."""
-    out = [True] * len(documents)
-    by_segment: dict[int, list[int]] = {}
-    for index, place in enumerate(documents):
-        if place is not None:
-            by_segment.setdefault(place[0], []).append(index)
-    for segment, indexes in by_segment.items():
-        rows = np.array([_row(documents[i]) for i in indexes], dtype=np.int64)
-        mask = await run.mask(number, segment, rows)
-        for index, seen in zip(indexes, mask.tolist(), strict=True):
-            out[index] = seen
+    seen = iter(await run.usable([(number, *place) for place in documents if place is not None]))
+    out = [True if place is None else next(seen) for place in documents]
     if run.condition is not None and None in documents:
         bare = bool(evaluate(run.condition, build_columns([b""]))[0])
-        out = [bare if place is None else seen for place, seen in zip(documents, out, strict=True)]
+        out = [bare if place is None else one for place, one in zip(documents, out, strict=True)]
     return out
 
 
@@ -118,8 +135,10 @@ async def _arrivals(run: Run, number: int, holding: list[Place]) -> list[int]:
         return [0] * len(holding)
     shard = run.snapshot.shards[number]
     times = np.zeros(len(holding), dtype=np.int64)
-    for segment, indexes, rows in _by_segment(holding):
-        times[indexes] = (await shard.origins(segment, rows))["applied_ms"]
+    parts = _by_segment(holding)
+    origins = await gather_all([shard.origins(segment, rows) for segment, _, rows in parts])
+    for (_, indexes, _), origin in zip(parts, origins, strict=True):
+        times[indexes] = origin["applied_ms"]
     return [int(one) for one in np.maximum.accumulate(times)]
 
 
@@ -141,7 +160,3 @@ def _by_segment(places: list[Place]) -> list[tuple[int, list[int], RowNumbers]]:
         (segment, indexes, np.array([places[i][1] for i in indexes], dtype=np.int64))
         for segment, indexes in found.items()
     ]
-
-
-def _row(place: Place | None) -> int:
-    return place[1] if place is not None else -1

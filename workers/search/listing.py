@@ -68,12 +68,15 @@ async def get(run: Run, query: GetQuery) -> list[Candidate]:
     found = await gather_all(
         [shards[number].find_ids([one for _, one in entries]) for number, entries in groups]
     )
-    places: dict[int, tuple[int, int, int]] = {}
-    for (number, entries), rows in zip(groups, found, strict=True):
-        for (index, _), place in zip(entries, rows, strict=True):
-            if place is not None and await _usable(run, number, *place):
-                places[index] = (number, *place)
-    return await run.name([places[index] for index in sorted(places)])
+    places = {
+        index: (number, *place)
+        for (number, entries), rows in zip(groups, found, strict=True)
+        for (index, _), place in zip(entries, rows, strict=True)
+        if place is not None
+    }
+    asked = [places[index] for index in sorted(places)]
+    usable = await run.usable(asked)
+    return await run.name([place for place, yes in zip(asked, usable, strict=True) if yes])
 
 
 async def list_ids(run: Run, k: int, cursor: str | None) -> tuple[list[Candidate], str | None]:
@@ -128,10 +131,6 @@ async def _matching(run: Run) -> dict[tuple[int, int], RowNumbers]:
 async def _matching_rows(run: Run, number: int, segment: int) -> RowNumbers:
     rows = np.flatnonzero(await run.columns[number].documents(segment))
     return rows[await run.mask(number, segment, rows)]
-
-
-async def _usable(run: Run, number: int, segment: int, row: int) -> bool:
-    return bool((await run.mask(number, segment, np.array([row], dtype=np.int64)))[0])
 
 
 async def _by_arrival(

@@ -21,12 +21,13 @@ import numpy as np
 from schemas.errors import ErrorCode
 from schemas.index import MAX_RERANK
 from schemas.query import VectorQuery
-from workers.chain.segment_file import gather_all
+from workers.chain.segment_file import both, gather_all
 from workers.errors import Reject
 from workers.search.columns import Usable, VectorColumn
 from workers.search.probing import Asked, ShardProbe, best_rows, scan_codes
 from workers.search.run import Candidate, Run, Scored, with_score
 from workers.search.snapshot import RowNumbers
+from workers.vector.centroids import VectorState
 from workers.vector.codes import quantize_query
 from workers.vector.metric import F32, Metric, distance, exact_scores, prepare
 
@@ -98,7 +99,7 @@ def _prepare(run: Run, query: VectorQuery, metric: Metric, k: int) -> Asked:
 
 async def _shards(run: Run, asked: list[Asked], metric: Metric) -> list[ShardProbe]:
     """Return the shards that have vectors, and how each of their segments is searched."""
-    states = await gather_all([run.context.centroids(one.shard) for one in run.columns])
+    states, usable = await both(_centroids(run), _usable(run))
     shards = []
     for number, (columns, state) in enumerate(zip(run.columns, states, strict=True)):
         if state is None:
@@ -106,7 +107,7 @@ async def _shards(run: Run, asked: list[Asked], metric: Metric) -> list[ShardPro
         quantized = [quantize_query(query.vector, state.mean, metric) for query in asked]
         shard = ShardProbe(number, columns, state, quantized)
         for segment in range(columns.shard.segments):
-            shard.usable[segment] = await _usable(run, shard, segment)
+            shard.usable[segment] = usable[number, segment]
         shards.append(shard)
     matched = sum(one.count for shard in shards for one in shard.usable.values())
     total = sum(one.mask.size for shard in shards for one in shard.usable.values())
@@ -117,20 +118,31 @@ async def _shards(run: Run, asked: list[Asked], metric: Metric) -> list[ShardPro
     for shard in shards:
         shard.boost = FILTERED_PROBES if sparse else 1
         epochs = shard.columns.shard.epochs
-        for segment, usable in shard.usable.items():
-            if usable.count:
+        for segment, rows in shard.usable.items():
+            if rows.count:
                 exact = stored and (narrow or epochs[segment] == 0)
                 (shard.exact if exact else shard.probed).append(segment)
     return shards
 
 
-async def _usable(run: Run, shard: ShardProbe, segment: int) -> Usable:
-    """Return which rows of a segment this query may use. See `Run.mask`."""
+async def _centroids(run: Run) -> list[VectorState | None]:
+    return await gather_all([run.context.centroids(one.shard) for one in run.columns])
+
+
+async def _usable(run: Run) -> dict[tuple[int, int], Usable]:
+    """Return which rows of each (shard, segment) this query may use. See `Run.mask`."""
+    places = run.places()
+    found = await gather_all([_usable_rows(run, number, segment) for number, segment in places])
+    return dict(zip(places, found, strict=True))
+
+
+async def _usable_rows(run: Run, number: int, segment: int) -> Usable:
+    columns = run.columns[number]
     checked = run.context.members_only or run.condition is not None
-    usable = await shard.columns.usable(segment, run.context.groups if checked else None)
+    usable = await columns.usable(segment, run.context.groups if checked else None)
     if run.condition is None or not usable.count:
         return usable
-    return Usable.of(usable.mask & await shard.columns.filtered(segment, run.condition, None))
+    return Usable.of(usable.mask & await columns.filtered(segment, run.condition, None))
 
 
 async def _scan_exact(

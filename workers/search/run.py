@@ -5,16 +5,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
 from schemas.filter import Filter
-from workers.chain.segment_file import gather_all
+from workers.chain.segment_file import both, gather_all
 from workers.search.columns import ShardColumns
 from workers.search.context import SearchContext
 from workers.search.snapshot import IndexSnapshot, Mask, RowNumbers
 from workers.vector.metric import F32
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,35 +112,24 @@ class Run:
             mask[chosen] = await columns.filtered(segment, self.condition, rows[chosen])
         return mask
 
+    async def usable(self, places: list[tuple[int, int, int]]) -> list[bool]:
+        """Say for each (shard, segment, row) whether it may be used by this query. See `mask`."""
+        return [bool(one) for one in await self._by_segment(places, self.mask)]
+
     async def readable(self, places: list[tuple[int, int, int]]) -> list[bool]:
         """Say for each (shard, segment, row) whether the caller is in its access list."""
-        out = []
-        for shard, segment, row in places:
-            allowed = await self.columns[shard].allowed(segment, self.context.groups)
-            out.append(bool(allowed[row]))
-        return out
+
+        async def allowed(shard: int, segment: int, rows: RowNumbers) -> Mask:
+            mask = await self.columns[shard].allowed(segment, self.context.groups)
+            return np.asarray(mask[rows])
+
+        return [bool(one) for one in await self._by_segment(places, allowed)]
 
     async def name(
         self, places: list[tuple[int, int, int]], scores: list[float | None] | None = None
     ) -> list[Candidate]:
         """Return candidates for rows, in the order given, with ids and denials."""
-        by_segment: dict[tuple[int, int], list[int]] = {}
-        for index, (shard, segment, _) in enumerate(places):
-            by_segment.setdefault((shard, segment), []).append(index)
-        groups = list(by_segment.items())
-        found = await gather_all(
-            [
-                self.columns[shard].ids(segment, _rows([places[i][2] for i in chosen]))
-                for (shard, segment), chosen in groups
-            ]
-        )
-        ids = [""] * len(places)
-        for (_, chosen), names in zip(groups, found, strict=True):
-            for index, name in zip(chosen, names, strict=True):
-                ids[index] = name
-        readable = [True] * len(places)
-        if not self.context.members_only:
-            readable = await self.readable(places)
+        ids, readable = await both(self._ids(places), self._shown(places))
         return [
             Candidate(
                 *place,
@@ -146,6 +139,36 @@ class Run:
             )
             for index, place in enumerate(places)
         ]
+
+    async def _ids(self, places: list[tuple[int, int, int]]) -> list[str]:
+        async def ids(shard: int, segment: int, rows: RowNumbers) -> list[str]:
+            return await self.columns[shard].ids(segment, rows)
+
+        return await self._by_segment(places, ids)
+
+    async def _by_segment(
+        self,
+        places: list[tuple[int, int, int]],
+        read: Callable[[int, int, RowNumbers], Coroutine[Any, Any, Iterable[T]]],
+    ) -> list[T]:
+        """Read a value for each place, all segments at once."""
+        by_segment: dict[tuple[int, int], list[int]] = {}
+        for index, (shard, segment, _) in enumerate(places):
+            by_segment.setdefault((shard, segment), []).append(index)
+        found = await gather_all(
+            [
+                read(shard, segment, np.array([places[i][2] for i in chosen], dtype=np.int64))
+                for (shard, segment), chosen in by_segment.items()
+            ]
+        )
+        out: dict[int, T] = {}
+        for chosen, values in zip(by_segment.values(), found, strict=True):
+            out.update(zip(chosen, values, strict=True))
+        return [out[index] for index in range(len(places))]
+
+    async def _shown(self, places: list[tuple[int, int, int]]) -> list[bool]:
+        """Return false for each place that is to be named as denied."""
+        return [True] * len(places) if self.context.members_only else await self.readable(places)
 
     async def rank(self, scored: list[Scored], k: int) -> list[Candidate]:
         """Return the `k` best rows, best first; equal scores by id."""
@@ -199,7 +222,3 @@ def with_score(
         candidate.denied,
         candidate.document,
     )
-
-
-def _rows(rows: list[int]) -> RowNumbers:
-    return np.array(rows, dtype=np.int64)

@@ -75,8 +75,8 @@ class ShardSnapshot(Protocol):
         """Return the uid under which anything derived from a segment may be cached."""
         ...
 
-    async def written_groups(self, segment: int, rows: RowNumbers) -> list[tuple[bytes, ...]]:
-        """Return the access lists that rows were written with."""
+    async def group_sets(self, segment: int) -> list[tuple[bytes, ...]]:
+        """Return the distinct access lists that rows were written with, by `group_set`."""
         ...
 
     @property

@@ -14,7 +14,22 @@ from workers.chain.padding import pad, size_class, unpad
 from workers.chain.rows import Rows
 from workers.chain.segment import SegmentContext, build_segment
 from workers.chain.segment_file import ReadStats, SegmentFile
+from workers.errors import Damaged
+from workers.storage import layout
+from workers.storage.cache import BlockCache
 from workers.storage.memory import MemoryStore
+
+
+class RecordingStore(MemoryStore):
+    """A store that notes the ranges that are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ranges: list[tuple[int, int]] = []
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        self.ranges.append((start, length))
+        return await super().get_range(key, start, length)
 
 
 @given(st.integers(0, 1 << 31))
@@ -92,6 +107,61 @@ async def test_a_miss_looks_like_a_hit(level, word, dummies, monkeypatch) -> Non
     large = ctx.padding == "strict" or word == "large" or (level != "off" and word == "nothing")
     # Bucket and directory, and the large node or its dummy.
     assert stats.gets == store.stats.gets == 2 + large
+
+
+@pytest.mark.parametrize("level", ["off", "standard", "strict"])
+async def test_few_large_nodes_are_read_all_at_once_whichever_is_wanted(level, monkeypatch) -> None:
+    monkeypatch.setattr(segment_file, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(segment, "INLINE_SEGMENT_BYTES", 0)
+    words = ["large0", "large1", "small"]
+    nodes = [Node(NodeKind.TERM, token(word), bytes(5000)) for word in words[:2]]
+    nodes.append(Node(NodeKind.TERM, token("small"), b"x"))
+    built = build_segment(SegmentContext(INDEX, 0, keys(1), 1, level, 0), Rows.blank(2), nodes)
+    store = RecordingStore()
+    await store.put(layout.segment(INDEX, 0, built.ref.uid), built.data)
+    seen = []
+    for word in (*words, "nothing"):
+        cache = BlockCache(1 << 20)
+        file = SegmentFile(store, cache, INDEX, 0, built.ref, keys)
+        request = (NodeKind.TERM, token(word))
+        found = await look_up([file], cache, [request], None, ReadStats())
+        assert [len(payload) for _, payload in found[request]] == {
+            "small": [1],
+            "nothing": [],
+        }.get(word, [5000])
+        seen.append(sorted(store.ranges))
+        store.ranges.clear()
+    ref = built.ref
+    buckets = int(np.frombuffer(ref.bucket_lengths, "<u4").sum())
+    assert seen[0] == [
+        (0, ref.buckets_at),
+        (ref.buckets_at, buckets),
+        (ref.directory_at, ref.directory_length),
+    ]
+    assert all(one == seen[0] for one in seen)
+
+
+async def test_a_flipped_bit_among_few_large_nodes_is_damage(monkeypatch) -> None:
+    monkeypatch.setattr(segment_file, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(segment, "INLINE_SEGMENT_BYTES", 0)
+    nodes = [Node(NodeKind.TERM, token("large"), bytes(5000))]
+    built = build_segment(SegmentContext(INDEX, 0, keys(1), 1, "off", 0), Rows.blank(2), nodes)
+    store = MemoryStore()
+    request = (NodeKind.TERM, token("large"))
+    for damage in (
+        bytes((built.data[0] ^ 1,)) + built.data[1:],
+        built.data[:-1] + bytes((built.data[-1] ^ 1,)),
+        built.data[: built.ref.buckets_at - 1],
+    ):
+        cache = BlockCache(1 << 20)
+        file = SegmentFile(store, cache, INDEX, 0, built.ref, keys)
+        await store.put(file.key, damage)
+        with pytest.raises(Damaged):
+            await look_up([file], cache, [request], None, ReadStats())
+        # The bytes are back: what was wrong with them is not remembered.
+        await store.put(file.key, built.data)
+        found = await look_up([file], cache, [request], None, ReadStats())
+        assert found[request] == [(0, bytes(5000))]
 
 
 async def test_a_padded_shard_answers_as_an_unpadded_one() -> None:
