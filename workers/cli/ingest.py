@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from workers.cli.common import COMMON, OK, REFUSED, AsJson, Common, complain, say, say_json
 from workers.cli.connect import IndexKey, connected
@@ -45,7 +45,11 @@ async def ingest(
     embed: bool = False,
     wait: Wait = "accepted",
     timeout: Annotated[
-        float, Parameter(help="Seconds to wait for the answer about a document.")
+        float,
+        Parameter(
+            validator=validators.Number(gt=0),
+            help="Seconds to wait for the answer about a document.",
+        ),
     ] = 300.0,
     index_key: IndexKey = None,
     json: AsJson = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from workers.cli.common import USAGE, fail
 
@@ -29,7 +29,12 @@ Include = Annotated[
     ),
 ]
 Timeout = Annotated[
-    float, Parameter(name="--timeout", help="Seconds the workers may take to answer.")
+    float,
+    Parameter(
+        name="--timeout",
+        validator=validators.Number(gt=0),
+        help="Seconds the workers may take to answer.",
+    ),
 ]
 Wait = Annotated[
     Literal["accepted", "searchable"],

@@ -196,6 +196,11 @@ class WorkerIdentity:
         Raises:
             Fatal: a file is missing or malformed, or the key file is readable by others.
         """
+        if not folder.is_dir():
+            raise Fatal(
+                ErrorCode.UNAUTHENTICATED,
+                f"{folder}: no identity of a worker; enrol this worker id, or run another (--id)",
+            )
         seed = read_secret_file(folder / "sign.key")
         try:
             encoded = (folder / "certificate").read_bytes()

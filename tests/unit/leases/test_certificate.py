@@ -75,7 +75,7 @@ def test_terms_that_are_not_issued(changes):
 def test_an_identity_folder_is_private_and_whole(tmp_path):
     key, other = SigningKey.generate(), SigningKey.generate()
     folder = tmp_path / "ingest-1"
-    with pytest.raises(Fatal):
+    with pytest.raises(Fatal, match="no identity of a worker"):
         WorkerIdentity.load(folder)
     save_identity(folder, key.seed().copy(), issue(key))
     loaded = WorkerIdentity.load(folder)

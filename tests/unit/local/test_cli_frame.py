@@ -46,6 +46,8 @@ def test_the_overview_names_every_command(capsys: Captured) -> None:
         ["nonsense"],
         ["worker", "nonsense"],
         ["status", "--nonsense"],
+        ["search", "notes", "tide", "--timeout", "0"],
+        ["ingest", "notes", "file", "--timeout", "-1"],
         ["up", "--workers", "ingest=0"],
         ["up", "--workers", "cook=1"],
         ["realm", "init", "--workers", "keys=1"],
