@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -33,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "keys"))
 
 from keys_world import World
 from query_kit import ALL, INDEX, client, workers
+from quick_kit import change_key, quick_world
 
 DIMENSION = 4
-LEASE_S = 2
 
 
 @pytest.fixture
@@ -48,19 +47,8 @@ async def world(tmp_path):
 
 @pytest.fixture
 async def quick(tmp_path, monkeypatch):
-    """A world in real time whose leases live for two seconds."""
-    monkeypatch.setattr("workers.keys.lifecycle.CLOCK_SKEW_S", 0)
-    monkeypatch.setattr("workers.keys.worker._ADVANCE_S", 0.0)
-    monkeypatch.setattr("workers.index.background.ROUND_S", 0.2)
-    # Sweeps all the time: what they note about garbage has to outlive the key generations.
-    monkeypatch.setattr("workers.index.background.SWEEP_S", 0.0)
-    monkeypatch.setattr("workers.index.shard.SWEEP_S", 0.0)
-    world = World(tmp_path, allow_plain_credentials=True)
-    world.clock = time.time
-    world.settings = world.settings.model_copy(update={"lease_s": LEASE_S})
-    await world.open()
-    yield world
-    await world.aclose()
+    async with quick_world(tmp_path, monkeypatch) as world:
+        yield world
 
 
 async def rotate(world, level, index=INDEX, **changes):
@@ -109,7 +97,7 @@ async def test_a_data_key_is_changed_while_the_index_is_written_and_searched(qui
     world = quick
     await world.create(INDEX, dimension=DIMENSION, shards=2)
     uid = world.directory.index(INDEX).uid
-    async with workers(world, *ALL, lease_s=LEASE_S), client(world) as c:
+    async with workers(world, *ALL), client(world) as c:
         for start in range(0, 60, 20):
             await ingest(c, range(start, start + 20))
         await everything(c, 60)
@@ -451,7 +439,7 @@ async def test_user_keys_go_on_when_the_data_key_changes(quick):
     world = quick
     await world.create("mine", auth=owner(world, OWN), kms={"provider": "none"})
     kept, ended = [await user_key(world, name, "read", "write") for name in ("kept", "ended")]
-    async with workers(world, *ALL, lease_s=LEASE_S), client(world, user_key=("kept", kept)) as c:
+    async with workers(world, *ALL), client(world, user_key=("kept", kept)) as c:
         await c.ingest("mine", "d", content="before", wait="searchable")
         assert (await rotate(world, "dek", "mine", auth=owner(world, OWN))).error is None
         async with asyncio.timeout(60), client(world, index_key=OWN) as own:
@@ -501,7 +489,7 @@ async def test_a_document_that_was_deleted_is_shredded_with_the_old_data_key(qui
     world = quick
     await world.create(INDEX, dimension=DIMENSION)
     uid = world.directory.index(INDEX).uid
-    async with workers(world, *ALL, lease_s=LEASE_S), client(world) as c:
+    async with workers(world, *ALL), client(world) as c:
         await ingest(c, range(10))
         large = {**document(99), "content": "the secret " * 1000}
         [done] = [r async for r in c.ingest_many([large], wait="searchable")]
@@ -510,10 +498,8 @@ async def test_a_document_that_was_deleted_is_shredded_with_the_old_data_key(qui
         await c.delete(INDEX, "d99", wait="searchable")
         packs = [k for k in world.stored() if k.startswith(layout.packs_prefix(uid))]
         assert packs
-        await rotate(world, "dek")
+        await change_key(world, "dek")
         async with asyncio.timeout(60):
-            while (await world.key_status(INDEX))["rotation"] is not None:
-                await asyncio.sleep(0.1)
             while await _old_segments(world, uid, shards=1):
                 await asyncio.sleep(0.1)
         head = await _head(world, uid, 0)

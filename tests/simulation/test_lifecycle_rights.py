@@ -8,14 +8,14 @@ is found at the end.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
-from query_kit import INDEX, SERVE, client, workers
+from query_kit import INDEX, SERVE, World, client, workers
+from quick_kit import change_key, quick_world
 
 from schemas.errors import ErrorCode
 from schemas.values import encode_base64
@@ -26,11 +26,8 @@ from workers.storage.errors import NotFound
 from workers.storage.memory import MemoryStore
 from workers.storage.store import ObjectInfo, Stored
 
-from keys_world import World  # isort: skip
-
 ROLES = ("keys", *SERVE)
 ARN = "arn:aws:s3:::bucket"
-LEASE_S = 2
 
 
 class Denied(Exception):
@@ -114,19 +111,9 @@ class Entitled(MemoryStore):
 
 @pytest.fixture
 async def world(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    """A world in real time whose key service has its own rights, and whose leases are short."""
-    monkeypatch.setattr("workers.keys.lifecycle.CLOCK_SKEW_S", 0)
-    monkeypatch.setattr("workers.keys.worker._ADVANCE_S", 0.0)
-    monkeypatch.setattr("workers.index.background.ROUND_S", 0.2)
-    monkeypatch.setattr("workers.index.background.SWEEP_S", 0.0)
-    monkeypatch.setattr("workers.index.background._RECOVER_S", 0.5)
-    world = World(tmp_path, allow_plain_credentials=True)
-    world.clock = time.time
-    world.settings = world.settings.model_copy(update={"lease_s": LEASE_S})
-    world.store = Entitled(world.store, "keys")
-    await world.open()
-    yield world
-    await world.aclose()
+    """A quick world whose key service has its own rights."""
+    async with quick_world(tmp_path, monkeypatch, lambda store: Entitled(store, "keys")) as world:
+        yield world
 
 
 def documents(numbers: range) -> Iterator[dict[str, Any]]:
@@ -157,14 +144,6 @@ async def search(c: Any, count: int) -> None:
     assert len((await c.search(INDEX, text="text", top_k=count)).hits) == count
 
 
-async def changed(world: World, level: str) -> None:
-    done = await world.admin("key.rotate", {"index": INDEX, "level": level})
-    assert done.error is None, done.error
-    async with asyncio.timeout(60):
-        while (await world.key_status(INDEX))["rotation"] is not None:
-            await asyncio.sleep(0.1)
-
-
 async def test_every_role_may_what_it_needs_in_the_life_of_an_index_and_no_more(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +153,7 @@ async def test_every_role_may_what_it_needs_in_the_life_of_an_index_and_no_more(
     async with AsyncExitStack() as running, client(world) as c:
         for role, serve in SERVE.items():
             monkeypatch.setitem(SERVE, role, _with(serve, stores[role]))
-            await running.enter_async_context(workers(world, role, lease_s=LEASE_S))
+            await running.enter_async_context(workers(world, role))
         # No head is there yet.
         assert await c.count(INDEX) == 0
         for start in range(0, 40, 10):
@@ -196,10 +175,10 @@ async def test_every_role_may_what_it_needs_in_the_life_of_an_index_and_no_more(
         await c.delete_user_key(INDEX, "u")
         await c.delete_user(user["user_id"])
         # Keys.
-        await changed(world, "kms")
-        await changed(world, "kek")
+        await change_key(world, "kms")
+        await change_key(world, "kek")
         await search(c, 40)
-        await changed(world, "dek")
+        await change_key(world, "dek")
         await fill(c, range(40, 50))
         await search(c, 50)
         # Documents, shredded: deleted, their segments merged, their packs gone once nobody needs
@@ -208,7 +187,7 @@ async def test_every_role_may_what_it_needs_in_the_life_of_an_index_and_no_more(
         assert len([r async for r in c.ingest_many(gone, wait="searchable")]) == 50
         monkeypatch.setattr("workers.index.garbage.MIN_AGE_MS", 0)
         packs = layout.packs_prefix(uid)
-        await changed(world, "dek")
+        await change_key(world, "dek")
         async with asyncio.timeout(60):
             while any(key.startswith(packs) for key in world.stored()):
                 await asyncio.sleep(0.1)
