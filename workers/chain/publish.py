@@ -130,14 +130,17 @@ class HeadStore:
             writer=self.signer.writer,
         )
         data = await asyncio.to_thread(self.seal, head)
-        # From here on the state is in doubt until the write is known to have happened.
-        self._opened = None
         try:
             if before.etag:
                 etag = await self._store.replace(self._key, data, before.etag)
             else:
                 etag = await self._store.create(self._key, data)
-        except (AlreadyExists, PreconditionFailed, Retry) as exc:
+        except BaseException as exc:
+            # In doubt, also for who was cancelled: nothing may follow until it is known. Until here
+            # `before` is the head, for all who look while a merge publishes.
+            self._opened = None
+            if not isinstance(exc, (AlreadyExists, PreconditionFailed, Retry)):
+                raise
             etag = await self._settle(data, exc)
         self._opened = OpenedHead(head, hashlib.sha256(data).digest(), etag)
         return self._opened

@@ -385,6 +385,55 @@ async def test_a_builder_that_fails_leaves_the_writer_usable() -> None:
     assert (await writer.apply(batch(0, [op]))).documents == 1
 
 
+class Slow(MemoryStore):
+    """Takes its time for a head, once it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hold: asyncio.Event | None = None
+        self.reached = asyncio.Event()
+
+    async def replace(self, key: str, data: bytes, etag: str) -> str:
+        if self.hold is not None:
+            self.reached.set()
+            await self.hold.wait()
+        return await super().replace(key, data, etag)
+
+
+async def test_a_batch_may_begin_while_a_merge_publishes() -> None:
+    store = Slow()
+    writer = make_writer(store, Clock())
+    await writer.load()
+    await writer.apply(batch(0, [Op(DOC, "a", ("x",), 0, 1)]))
+    store.hold = asyncio.Event()
+    merging = asyncio.create_task(writer.publish_state(vector=b"epoch 1"))
+    await store.reached.wait()
+    # It is not fenced by its own merge: what was published last is the head until the next one is.
+    assert writer.head.version == 1
+    applying = asyncio.create_task(writer.apply(batch(1, [Op(DOC, "b", ("x",), 0, 2)])))
+    store.hold.set()
+    assert await merging == 2
+    assert (await applying).version == 3
+    assert (writer.head.applied, writer.head.vector) == (1, b"epoch 1")
+
+
+async def test_who_was_cancelled_while_publishing_must_load_again() -> None:
+    store = Slow()
+    writer = make_writer(store, Clock())
+    await writer.load()
+    await writer.apply(batch(0, [Op(DOC, "a", ("x",), 0, 1)]))
+    store.hold = asyncio.Event()
+    publishing = asyncio.create_task(writer.publish_state())
+    await store.reached.wait()
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
+    with pytest.raises(Fenced):
+        _ = writer.head
+    await writer.load()
+    assert writer.head.version == 1
+
+
 async def test_state_is_published_beside_the_data() -> None:
     shard = Shard()
     await shard(Op(DOC, "a", ("x",), 0, 1))
