@@ -496,9 +496,9 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     _m(
         "an index worker does not ask what was announced",
-        "index/shard.py",
-        "                await writer.load(floor)\n",
-        "                await writer.load(0)\n",
+        "index/opening.py",
+        "    await writer.load(floor)\n",
+        "    await writer.load(0)\n",
         f"{_FAULTS}::test_a_head_older_than_what_was_announced_is_not_gone_on_from",
     ),
     _m(

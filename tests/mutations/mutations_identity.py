@@ -206,8 +206,8 @@ IDENTITY: Final[tuple[Mutation, ...]] = (
     ),
     _m(
         "refusals of index workers are in no audit",
-        "index/shard.py",
-        "        self._services.notes.put(self.index, ErrorCode.FORBIDDEN, forbidden)\n",
+        "index/telling.py",
+        "        self._services.notes.put(self._place.index, ErrorCode.FORBIDDEN, forbidden)\n",
         "        del forbidden\n",
         _MATRIX,
     ),

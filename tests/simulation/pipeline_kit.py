@@ -39,7 +39,7 @@ from workers.errors import Reject, Retry
 from workers.index.emit import Emitter
 from workers.index.handler import IndexHandler
 from workers.index.notes import Notes
-from workers.index.shard import Services
+from workers.index.services import Services
 from workers.index.totals import Total
 from workers.ingest.decide import Decider
 from workers.ingest.handler import IngestHandler

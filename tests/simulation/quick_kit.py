@@ -31,8 +31,7 @@ async def quick_world(
     patch.setattr("workers.index.background.ROUND_S", 0.2)
     patch.setattr("workers.index.background._RECOVER_S", 0.5)
     # Sweeps all the time: what they note about garbage has to outlive the key generations.
-    patch.setattr("workers.index.background.SWEEP_S", 0.0)
-    patch.setattr("workers.index.shard.SWEEP_S", 0.0)
+    patch.setattr("workers.index.sweeping.SWEEP_S", 0.0)
     world = World(home, allow_plain_credentials=True)
     world.clock = time.time
     world.settings = world.settings.model_copy(update={"lease_s": LEASE_S})

@@ -258,7 +258,7 @@ async def test_what_waits_for_a_key_is_put_aside_and_read_again() -> None:
         await world.applied(*(one for one in world.results() if one.index == "open"))
         shards = [shard for handler in world.handlers for shard in handler.shards]
         assert sum(len(shard.waiting) for shard in shards) <= 3 + 2
-        assert [shard.index for shard in shards if shard.behind is not None] == ["shut"]
+        assert [one.place.index for one in shards if one.waiting.behind is not None] == ["shut"]
         assert world.committed(INDEX_GROUP, INDEX_UPDATE) in (None, 0)
         world.realm.down.clear()
         await world.applied(*world.results())

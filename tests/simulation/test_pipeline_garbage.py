@@ -63,7 +63,7 @@ async def test_only_what_no_shard_names_is_deleted_and_only_when_it_is_old() -> 
         # Until they are merged, segments hold what is dead: its packs stay.
         for handler in world.handlers:
             for shard in handler.shards:
-                await (await shard.open()).compact(everything=True)
+                await (await shard.open()).writer.compact(everything=True)
     second = await packs(world, uid) - first
     await world.store.put(layout.body(uid, b"b" * 16), b"a body")
     assert first

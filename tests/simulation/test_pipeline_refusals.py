@@ -12,7 +12,7 @@ from schemas.errors import ErrorCode
 from schemas.ingest import IngestResult
 from schemas.topics import INDEX_EVENT, INDEX_UPDATE, INGEST_RESULT
 from workers.chain import successor
-from workers.index import background, notes, shard
+from workers.index import background, notes, telling
 from workers.index.handler import IndexHandler
 from workers.index.notes import Notes
 from workers.kafka.broker import TP
@@ -95,7 +95,7 @@ async def test_what_was_refused_is_told_by_who_comes_after_a_crash() -> None:
 async def test_what_was_told_may_be_told_again_until_the_head_forgets_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shard, "SETTLE_S", 0.0)
+    monkeypatch.setattr(telling, "SETTLE_S", 0.0)
     monkeypatch.setattr(background, "ROUND_S", 0.01)
     world = Pipeline()
     await refusals(world)
@@ -105,7 +105,7 @@ async def test_what_was_told_may_be_told_again_until_the_head_forgets_it(
         await world.until(lambda: world.committed(INDEX_GROUP, INDEX_UPDATE) == 3)
         await world.until(lambda: len(rejected(world)) == 4)
         [one] = next(handler.shards for handler in world.handlers if handler.shards)
-        await world.until(lambda: one._head is not None and not one._head.refused)
+        await world.until(lambda: one.head is not None and not one.head.refused)
     # The same, about the same records.
     assert len({(r.id, r.source and r.source.offset) for r in rejected(world)}) == 2
     async with world.index(background=True):

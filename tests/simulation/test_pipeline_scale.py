@@ -146,7 +146,7 @@ async def test_training_regroups_every_segment(precision: str) -> None:
     async with world.index(background=True):
         await world.until(lambda: world.events() and world.events()[-1].documents == 4200)
         (shard,) = [shard for handler in world.handlers for shard in handler.shards]
-        await world.until(lambda: shard._head and read_ref(shard._head.vector).epoch == 1)
+        await world.until(lambda: shard.head and read_ref(shard.head.vector).epoch == 1)
     snapshot = await world.snapshot("i")
     assert set(snapshot.epochs) == {1}
     assert read_ref(snapshot.vector).trained_on == 4200

@@ -17,7 +17,7 @@ import structlog
 
 from schemas.topics import INDEX_UPDATE
 from workers.errors import Damaged, Fenced, Reject, Retry
-from workers.index.shard import SWEEP_S, Shard
+from workers.index.shard import Shard
 from workers.runtime.lastresort import foreseen, reveal
 from workers.telemetry import metrics
 
@@ -81,22 +81,20 @@ class Background:
         try:
             while await shard.maintain():
                 pass
-            if now_s >= shard.sweep_at:
-                shard.sweep_at = now_s + SWEEP_S
-                await shard.sweep()
+            await shard.sweep_when_due(now_s)
         except Fenced:
             raise
         except Damaged as error:
             metrics.DAMAGED.inc(what="segment")
-            log.error("merge found damage", index=shard.index, why=error.message)
+            log.error("merge found damage", index=shard.place.index, why=error.message)
             shard.maintain_at = now_s + _RECOVER_S
         except (Retry, Reject) as error:
             metrics.COMPACTIONS.inc(outcome="failed")
-            log.warning("merge waits", index=shard.index, code=error.code.value)
+            log.warning("merge waits", index=shard.place.index, code=error.code.value)
             shard.maintain_at = now_s + _RECOVER_S
         except Exception as error:
             if foreseen(error):
                 raise
             # Nothing was published, and it can be tried again: updates go on meanwhile.
-            reveal(error, INDEX_UPDATE, index=shard.index, shard=shard.number)
+            reveal(error, INDEX_UPDATE, index=shard.place.index, shard=shard.place.shard)
             shard.maintain_at = now_s + _RECOVER_S

@@ -2,7 +2,7 @@
 
 Both are sent after the head is published and acknowledged before the offset is committed. A crash
 in between loses no index-event: every start sends one cumulative event per shard. Nor a late
-`rejected`: the head notes what was refused, and who opens it tells it again (`shard.py`).
+`rejected`: the head notes what was refused, and who opens it tells it again (`telling.py`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ _OPS = {
     OpKind.ADD_KEYWORDS: IngestOp.ADD_KEYWORDS,
     OpKind.REMOVE_KEYWORDS: IngestOp.REMOVE_KEYWORDS,
 }
+
+Refusals = list[tuple[UpdateOp, ErrorInfo]]
+"""Operations that are not applied, each with the reason."""
 
 
 @dataclass(frozen=True, slots=True)

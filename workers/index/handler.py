@@ -25,7 +25,8 @@ import structlog
 from schemas.errors import ErrorCode
 from workers.errors import Damaged, Fatal, Fenced, Reject, Reread, Retry
 from workers.index.background import Background
-from workers.index.shard import Services, Shard
+from workers.index.services import Services
+from workers.index.shard import Shard
 from workers.kafka.broker import TP, Record
 from workers.telemetry import metrics
 
@@ -107,7 +108,7 @@ class IndexHandler:
                 raise Retry(ErrorCode.STORAGE_UNAVAILABLE, "too many updates wait for storage")
         await self._take_in(batch)
         await self._advance_all()
-        if any(shard.can_catch_up for shard in self._shards.values()):
+        if any(shard.waiting.must_be_read_again for shard in self._shards.values()):
             raise Reread(ErrorCode.KEY_UNAVAILABLE, "updates that were put aside can be applied")
         if self._background is not None and batch:
             self._background.wake()
@@ -136,10 +137,11 @@ class IndexHandler:
             await shard.open()
         except Damaged as error:
             metrics.DAMAGED.inc(what="head")
-            log.error("head damaged", index=shard.index, shard=shard.number, why=error.message)
+            place, why = shard.place, error.message
+            log.error("head damaged", index=place.index, shard=place.shard, why=why)
             return False
         except (Retry, Reject) as error:
-            log.warning("shard not open", index=shard.index, code=error.code.value)
+            log.warning("shard not open", index=shard.place.index, code=error.code.value)
             return False
         return True
 
@@ -147,17 +149,18 @@ class IndexHandler:
         shards = self._shards.values()
         return (
             sum(len(shard.waiting) for shard in shards) >= self._max_records
-            or sum(shard.waiting_bytes for shard in shards) >= self._max_bytes
+            or sum(shard.waiting.bytes for shard in shards) >= self._max_bytes
         )
 
     def _put_aside(self) -> None:
         """Make room: of the shards that wait for something of their own, the largest first."""
         own = [shard for shard in self._shards.values() if shard.keeps_waiting]
-        for shard in sorted(own, key=lambda one: one.waiting_bytes, reverse=True):
+        for shard in sorted(own, key=lambda one: one.waiting.bytes, reverse=True):
             if not self._crowded():
                 return
-            log.warning("updates put aside", index=shard.index, shard=shard.number)
-            shard.put_aside()
+            place = shard.place
+            log.warning("updates put aside", index=place.index, shard=place.shard)
+            shard.waiting.put_aside()
 
     async def _advance_all(self) -> None:
         now_s = time.monotonic()

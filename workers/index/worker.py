@@ -9,7 +9,7 @@ from schemas.topics import INDEX_UPDATE, INGEST_RESULT, with_prefix
 from workers.index.emit import Emitter
 from workers.index.handler import IndexHandler
 from workers.index.notes import Notes
-from workers.index.shard import Services
+from workers.index.services import Services
 from workers.index.totals import Total
 from workers.kafka.broker import TP, Broker
 from workers.runtime.announced import following
