@@ -51,7 +51,8 @@ class TopicSpec:
         compacted: keep the newest record of each key.
         mode: `group` for work shared by a consumer group, `broadcast` for all others.
         broker_time: records bear the time at which the broker took them, not one that the producer
-            chose: by it the certificate of who wrote an index-update is judged.
+            chose: by it the certificate of who wrote an index-update is judged, and how much is left
+            of a query's time.
     """
 
     name: str
@@ -77,7 +78,7 @@ _MAIN: Final = (
     TopicSpec(INGEST_RESULT, 4, _DAY_MS, compacted=False, mode="broadcast"),
     TopicSpec(INDEX_UPDATE, 4, 7 * _DAY_MS, compacted=False, mode="group", broker_time=True),
     TopicSpec(INDEX_EVENT, 1, None, compacted=True, mode="broadcast"),
-    TopicSpec(QUERY_REQUEST, 4, _HOUR_MS, compacted=False, mode="group"),
+    TopicSpec(QUERY_REQUEST, 4, _HOUR_MS, compacted=False, mode="group", broker_time=True),
     TopicSpec(QUERY_RESULT, 4, _HOUR_MS, compacted=False, mode="broadcast"),
     TopicSpec(KEY_REQUEST, 2, _HOUR_MS, compacted=False, mode="group"),
     TopicSpec(KEY_GRANT, 4, _HOUR_MS, compacted=False, mode="broadcast"),

@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.conn import AIOKafkaConnection
 from kafka_kit import Kafka
 
-from schemas.topics import INDEX_UPDATE, PLAINTEXT_INGEST
+from schemas.topics import INDEX_UPDATE, PLAINTEXT_INGEST, QUERY_REQUEST
 from workers.errors import Reject
 from workers.kafka.aio import AioBroker
 from workers.kafka.broker import TP, Record
@@ -43,11 +43,12 @@ async def test_a_forged_time_does_not_survive(apache_kafka: Kafka, broker: AioBr
     await apply_topics(settings)
     async with AIOKafkaProducer(bootstrap_servers=apache_kafka.bootstrap) as producer:
         before_ms = int(time.time() * 1000)
-        for topic in (INDEX_UPDATE, PLAINTEXT_INGEST):
+        for topic in (INDEX_UPDATE, QUERY_REQUEST, PLAINTEXT_INGEST):
             await producer.send_and_wait(prefix + topic, b"x", partition=0, timestamp_ms=FORGED_MS)
-    judged = await broker.read(TP(prefix + INDEX_UPDATE, 0), 0)
-    assert judged is not None
-    assert before_ms <= judged.timestamp_ms <= time.time() * 1000
+    for topic in (INDEX_UPDATE, QUERY_REQUEST):
+        judged = await broker.read(TP(prefix + topic, 0), 0)
+        assert judged is not None
+        assert before_ms <= judged.timestamp_ms <= time.time() * 1000
     # The positive control: elsewhere a producer's time is kept.
     control = await broker.read(TP(prefix + PLAINTEXT_INGEST, 0), 0)
     assert control is not None
