@@ -51,8 +51,8 @@ class TopicSpec:
         compacted: keep the newest record of each key.
         mode: `group` for work shared by a consumer group, `broadcast` for all others.
         broker_time: records bear the time at which the broker took them, not one that the producer
-            chose: by it the certificate of who wrote an index-update is judged, and how much is left
-            of a query's time.
+            chose: by it the certificate of who wrote an index-update is judged, and what is left of
+            a query's time.
     """
 
     name: str
