@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from pipeline_kit import GROUP_A, Pipeline
 
 from schemas.topics import INDEX_UPDATE
-from workers.crypto.derive import Purpose, object_id
+from workers.chain.kinds import NodeKind
+from workers.crypto.derive import Purpose, centroid_token, object_id
 from workers.errors import Damaged
+from workers.index import vectors
+from workers.index.handler import IndexHandler
+from workers.index.vectors import ShardVectors
+from workers.kafka.broker import TP
 from workers.objects.pack import (
     Place,
     decode_pointer,
@@ -19,6 +26,7 @@ from workers.objects.pack import (
     split_pack_key,
 )
 from workers.objects.record import open_pack_key, open_record
+from workers.vector import training
 from workers.vector.store import read_ref
 
 LARGE = 1024 * 1024 + 1
@@ -150,3 +158,40 @@ async def test_training_regroups_every_segment(precision: str) -> None:
     snapshot = await world.snapshot("i")
     assert set(snapshot.epochs) == {1}
     assert read_ref(snapshot.vector).trained_on == 4200
+
+
+async def test_vectors_that_were_grouped_before_a_training_say_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A training is published while a batch is made: its segment names the epoch that it is of."""
+    for module in (training, vectors):
+        monkeypatch.setattr(module, "MIN_VECTORS", 50)
+    world = Pipeline()
+    world.realm.create("i", dimension=2)
+    ingest = await world.ingest_handler()
+    await ingest.start()
+    documents = [await world.put("i", f"d{n}", vector=[1.0, float(n)]) for n in range(60)]
+    await ingest.process(documents[:50])
+    await ingest.process(documents[50:])
+    before, after = world.broker.records(INDEX_UPDATE)
+    handler = IndexHandler(
+        TP(INDEX_UPDATE, 0), await world.services(), max_blocked_records=9, background=False
+    )
+    await handler.start()
+    await handler.process([before])
+    [shard] = handler.shards
+    clusters = ShardVectors.clusters
+
+    async def overtaken(self: Any, writer: Any, head: Any, first: Any, generation: int) -> Any:
+        found = await clusters(self, writer, head, first, generation)
+        assert await shard.maintain()
+        return found
+
+    monkeypatch.setattr(ShardVectors, "clusters", overtaken)
+    await handler.process([after])
+    await handler.stop()
+    snapshot = await world.snapshot("i")
+    assert snapshot.epochs == [1, 0]
+    token = centroid_token(world.realm.key("i", Purpose.VECTOR), 0, 0)
+    found = await snapshot.lookup([(NodeKind.CODES, token)])
+    assert [segment for segment, _ in found[NodeKind.CODES, token]] == [1]

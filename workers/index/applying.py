@@ -85,13 +85,15 @@ async def _with_batch(
         first = whole.first_vectors()
         clusters = await vectors.clusters(shard.writer, head, first, generation)
         shard.look()
+        # A training may publish the next epoch at any moment: what counts is what they are of.
+        epoch = vectors.epoch(shard.head) if clusters is None else clusters.state.current.number
         used = await use(
             PendingBatch(
                 offset=offset,
                 ops=whole.ops,
                 build_nodes=lambda accepted: whole.nodes(accepted, clusters),
                 vocabulary=whole.vocabulary,
-                epoch=vectors.epoch(shard.head),
+                epoch=epoch,
                 created_ms=whole.created_ms,
                 generation=generation,
                 access=whole.access,

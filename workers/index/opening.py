@@ -25,7 +25,7 @@ class OpenShard:
     """A shard whose head was read, with its writer: the only one, until it is fenced.
 
     Attributes:
-        head: as last seen: the writer shows none while it publishes.
+        head: as last seen: the writer shows none once it is fenced.
         head_sha256: of its object; zeros before the first.
     """
 
@@ -50,7 +50,7 @@ class OpenShard:
         self.look()
 
     def look(self) -> None:
-        """Remember the head, unless it is just being replaced: who does that will look."""
+        """Remember the head; after a fence the last one stays, until the shard is closed."""
         with contextlib.suppress(Fenced):
             self.head, self.head_sha256 = self.writer.head, self.writer.head_sha256
             self._live_segments.set(self.place, len(self.head.segments))
