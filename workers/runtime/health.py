@@ -8,6 +8,7 @@ indexes or documents, no plaintext, no keys.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import deque
@@ -87,8 +88,10 @@ class Health:
                 if not await event_within(stop, self._interval_s):
                     metrics.LOOP_LAG_SECONDS.observe(max(0.0, loop.time() - due_s))
         finally:
+            # Where it could not be written it may be impossible to remove: no reason to end badly.
             if self._path is not None:
-                self._path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self._path.unlink()
 
     async def _write(self) -> None:
         if self._path is None:
