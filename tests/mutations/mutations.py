@@ -379,7 +379,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     _m(
         "requests pile up while the key service is away",
-        "leases/holder.py",
+        "leases/asking.py",
         "        self._check_silence()\n        ephemeral",
         "        ephemeral",
         f"{_WORKERS}::test_an_outage_piles_up_no_requests_and_ends_by_itself",

@@ -283,7 +283,7 @@ async def test_a_holder_ignores_replayed_and_forged_grants(world):
     # An answer that comes after them proves that they were read.
     with pytest.raises(Reject, match="UNKNOWN_INDEX"):
         await holder.lease("none")
-    assert holder.refused == 3
+    assert holder._asking.refused == 3
 
 
 async def test_the_directory_believes_only_the_pinned_key_service(world, service):

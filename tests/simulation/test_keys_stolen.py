@@ -57,7 +57,7 @@ async def world(tmp_path):
 async def payload(world, role):
     """Return all that a worker of a role is given: as who took it reads it from its memory."""
     holder = await world.holder(f"{role}-1")
-    _, found = await holder._ask(
+    _, found = await holder._asking.ask(
         LeasePayload,
         kind="lease",
         index=INDEX,
@@ -221,7 +221,7 @@ async def test_only_index_workers_have_records_sealed_anew(world):
     for role in ("ingest", "query"):
         holder = await world.holder(f"{role}-1")
         with pytest.raises(Reject) as refused:
-            await holder._ask(
+            await holder._asking.ask(
                 ResealPayload, kind="reseal", index=INDEX, job=Job(bytes(16), bytes(32))
             )
         assert refused.value.code is ErrorCode.FORBIDDEN
@@ -229,7 +229,9 @@ async def test_only_index_workers_have_records_sealed_anew(world):
     uid = world.directory.index(INDEX).uid
     await world.store.put(layout.body(uid, bytes(16)), b"exchanged")
     with pytest.raises(Damaged):
-        await holder._ask(ResealPayload, kind="reseal", index=INDEX, job=Job(bytes(16), bytes(32)))
+        await holder._asking.ask(
+            ResealPayload, kind="reseal", index=INDEX, job=Job(bytes(16), bytes(32))
+        )
 
 
 async def test_an_update_under_a_key_that_has_ended_is_refused_and_the_shard_goes_on(world):

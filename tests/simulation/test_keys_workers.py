@@ -135,8 +135,8 @@ async def test_a_revoked_worker_gets_and_keeps_nothing(world):
     with pytest.raises(Fatal, match="FORBIDDEN"):
         await holder.lease("acme/docs")
     # The key service knows too, whatever the worker says; neither keys nor a new certificate.
-    holder._directory = await _deaf(world)
-    for asked in (holder.lease("acme/docs"), holder._ask(object, kind="certificate")):
+    holder._directory = holder._asking._directory = await _deaf(world)
+    for asked in (holder.lease("acme/docs"), holder._asking.ask(object, kind="certificate")):
         with pytest.raises(Reject, match="FORBIDDEN"):
             await asked
     assert (await other.lease("acme/docs", auth=Auth(token=world.token))).full
@@ -233,7 +233,7 @@ async def test_an_outage_piles_up_no_requests_and_ends_by_itself(world):
     assert all(isinstance(one, Retry) for one in results)
     assert asked() == 2
     # Back again, it is asked at once: no restart, no waiting.
-    holder._ask_timeout_s = 20.0
+    holder._asking._timeout_s = 20.0
     await world.start_service()
     await world.directory.refresh()
     assert (await holder.lease("acme/docs")).full
@@ -242,7 +242,7 @@ async def test_an_outage_piles_up_no_requests_and_ends_by_itself(world):
 
 
 async def test_a_request_that_is_given_up_counts_as_silence(world, monkeypatch):
-    monkeypatch.setattr("workers.leases.holder.SILENCE_S", 0.01)
+    monkeypatch.setattr("workers.leases.asking.SILENCE_S", 0.01)
     holder = await world.holder("index-1")
     await world.running.end()
     with pytest.raises(TimeoutError):

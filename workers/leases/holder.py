@@ -1,27 +1,23 @@
-"""Ask the key service, hold what it grants, renew it, wipe it.
+"""Hold what the key service grants (`asking.py`), renew it, wipe it.
 
 One `LeaseHolder` per worker process. Invariants:
 - Keys live in memory only and end with their lease; renewal starts at two thirds of its life.
 - One request at a time per index and kind of lease: who comes meanwhile shares the answer.
 - Decisions are reused for at most `decision_cache_s`, by the hash of index (name and uid) and
   credential; refusals are not reused, so that an index that was created just now is known at once.
-- Only a grant that answers an outstanding request, as asked, is taken (`grant.py`).
 - The worker's certificate is renewed when half of its life is over. When it has ended, or was
   revoked, every call raises Fatal, and all keys are wiped.
-- While the key service does not answer, one request at a time tries whether it is back; the others
-  fail at once, so that nothing piles up in key-request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -30,14 +26,14 @@ import structlog
 from schemas.auth import Auth, Scope
 from schemas.errors import ErrorCode
 from schemas.sealed import SealedValue
-from schemas.topics import KEY_GRANT, KEY_REQUEST, with_prefix
 from workers.crypto.derive import Purpose
-from workers.crypto.hpke import HpkePrivateKey, HpkeSuite, key_id
+from workers.crypto.hpke import HpkeSuite, key_id
 from workers.crypto.info import Info
 from workers.crypto.lp import lp
 from workers.crypto.secret import SecretBytes
-from workers.errors import Fatal, Reject, Retry, SealstreamError
-from workers.kafka.broker import TP, Broker, Producer, TopicReader
+from workers.errors import Fatal, Reject, Retry
+from workers.kafka.broker import Broker
+from workers.leases.asking import ASK_TIMEOUT_S, Asking
 from workers.leases.certificate import (
     CLOCK_SKEW_S,
     Clock,
@@ -53,11 +49,7 @@ from workers.leases.grant import (
     GrantHeader,
     LeasePayload,
     ObjectsPayload,
-    Pending,
     ResealPayload,
-    SignedGrant,
-    open_grant,
-    verify_grant,
 )
 from workers.leases.lease import (
     INTAKE_PURPOSES,
@@ -69,14 +61,9 @@ from workers.leases.lease import (
 )
 from workers.leases.request import (
     MAX_OBJECTS,
-    MAX_REQUEST_LIFE_MS,
-    VERSION,
     Caller,
     Job,
-    Kind,
     ObjectItem,
-    RequestBody,
-    seal_request,
 )
 from workers.settings import Settings
 from workers.telemetry import metrics
@@ -85,11 +72,6 @@ __all__ = ["Decision", "Lease", "LeaseHolder", "ObjectRequest", "Purpose"]
 
 log = structlog.get_logger("leases.holder")
 
-T = TypeVar("T", bound=msgspec.Struct)
-
-ASK_TIMEOUT_S: Final = 10.0
-SILENCE_S: Final = 3.0
-"""Seconds without an answer after which the key service counts as away."""
 RENEW_AT: Final = 2 / 3
 # A lease that nothing has used for so long is not renewed.
 IDLE_S: Final = 900.0
@@ -97,7 +79,6 @@ CERTIFICATE_RENEW_AT: Final = 0.5
 _CERTIFICATE_RETRY_S: Final = 60.0
 _RETRY_S: Final = 5.0
 _TICK_S: Final = 1.0
-_POLL_S: Final = 1.0
 _MAX_DECISIONS: Final = 10_000
 # Keeps a batch of object requests well below the largest record.
 _MAX_OBJECT_BYTES: Final = 300_000
@@ -145,22 +126,21 @@ class LeaseHolder:
             clock: seconds since 1970.
             ask_timeout_s: seconds to wait for an answer of the key service.
         """
-        self._broker = broker
         self._identity = identity
         self._directory = directory
         self._settings = settings
         self._clock = clock
-        self._ask_timeout_s = ask_timeout_s
-        self._requests = with_prefix(settings.topic_prefix, KEY_REQUEST)
-        self._grants = with_prefix(settings.topic_prefix, KEY_GRANT)
-        self._suite = SUITES[settings.hpke_suite]
-        self._partition = 0
-        self._producer: Producer | None = None
-        self._reader: TopicReader | None = None
+        self._asking = Asking(
+            broker,
+            identity,
+            directory,
+            SUITES[settings.hpke_suite],
+            settings.topic_prefix,
+            self._check,
+            clock=clock,
+            timeout_s=ask_timeout_s,
+        )
         self._tasks: list[asyncio.Task[None]] = []
-        self._outstanding: dict[bytes, asyncio.Future[SignedGrant]] = {}
-        # Set while anything is outstanding.
-        self._asking = asyncio.Event()
         self._held: dict[bytes, _Held] = {}
         self._uids: dict[str, bytes] = {}
         self._retired: list[Lease] = []
@@ -169,12 +149,7 @@ class LeaseHolder:
         self._reported: OrderedDict[bytes, float] = OrderedDict()
         self._certifying: asyncio.Task[None] | None = None
         self._certify_after_s = 0.0
-        # Since when the key service is silent, by the number of times it was heard; until when
-        # nobody tries.
-        self._silent_since: int | None = None
-        self._silent_until_s = 0.0
         self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
-        self.refused = 0
 
     @property
     def role(self) -> Role:
@@ -183,16 +158,9 @@ class LeaseHolder:
 
     async def start(self) -> None:
         """Begin to listen for grants; returns when none can be missed. Raises Retry, Fatal."""
-        count = await self._broker.partitions(self._grants)
-        if count == 0:
-            raise Retry(ErrorCode.KEY_UNAVAILABLE, "the topic key-grant does not exist")
-        digest = hashlib.sha256(self._identity.worker_id.encode()).digest()
-        self._partition = int.from_bytes(digest[:8], "big") % count
-        self._reader = self._broker.topic_reader([TP(self._grants, self._partition)], start="end")
-        await self._reader.start()
-        self._producer = await self._broker.producer(linger_ms=0)
+        await self._asking.start()
         self._tasks = [
-            asyncio.create_task(self._listen(self._reader), name="key-grants"),
+            asyncio.create_task(self._asking.listen(), name="key-grants"),
             asyncio.create_task(self._keep(), name="key-renewals"),
         ]
 
@@ -204,10 +172,7 @@ class LeaseHolder:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks = []
-        if self._reader is not None:
-            await self._reader.stop()
-        if self._producer is not None:
-            await self._producer.stop()
+        await self._asking.stop()
         self._wipe_all()
 
     async def lease(
@@ -340,7 +305,7 @@ class LeaseHolder:
             self._reported.popitem(last=False)
         caller = _caller(auth, proof)
         try:
-            await self._ask(
+            await self._asking.ask(
                 DecisionPayload, kind="decision", index=index, purposes=asked, caller=caller
             )
         except (Reject, Retry) as error:
@@ -356,7 +321,7 @@ class LeaseHolder:
         """
         purposes = [why.value, *operations]
         try:
-            await self._ask(DecisionPayload, kind="refusal", index=index, purposes=purposes)
+            await self._asking.ask(DecisionPayload, kind="refusal", index=index, purposes=purposes)
         except Retry as error:
             log.debug("refusals not noted", code=error.code.value)
             return False
@@ -398,7 +363,7 @@ class LeaseHolder:
                 )
                 for item in batch
             ]
-            _, payload = await self._ask(
+            _, payload = await self._asking.ask(
                 ObjectsPayload,
                 kind="objects",
                 index=lease.index,
@@ -427,7 +392,7 @@ class LeaseHolder:
             Reject: FORBIDDEN, this is no index worker; Damaged, something does not open.
             Retry: KEY_UNAVAILABLE.
         """
-        _, payload = await self._ask(
+        _, payload = await self._asking.ask(
             ResealPayload, kind="reseal", index=lease.index, uid=lease.uid, job=job
         )
         return payload.job, payload.generation
@@ -475,7 +440,7 @@ class LeaseHolder:
         """
         await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         self._check_certificate()
-        self._check_listening()
+        self._check_tasks()
 
     async def _keep(self) -> None:
         while True:
@@ -511,7 +476,7 @@ class LeaseHolder:
     async def _renew_certificate(self) -> None:
         """Ask for the next certificate and go on with it; tried again while the old one lives."""
         try:
-            _, payload = await self._ask(CertificatePayload, kind="certificate")
+            _, payload = await self._asking.ask(CertificatePayload, kind="certificate")
             issuer = self._directory.key_service.sign_pub
             self._identity.renew(
                 verify_certificate(payload.certificate, issuer, now_s=self._clock())
@@ -591,7 +556,7 @@ class LeaseHolder:
     async def _acquire(self, index: str | None, uid: bytes | None, caller: Caller | None) -> _Held:
         full = caller is not None or self.role == "index"
         purposes = (ROLE_PURPOSES if full else INTAKE_PURPOSES)[self.role]
-        header, payload = await self._ask(
+        header, payload = await self._asking.ask(
             LeasePayload,
             kind="lease",
             index=index or "",
@@ -665,7 +630,9 @@ class LeaseHolder:
         return decision
 
     async def _ask_decision(self, name: bytes, index: str, caller: Caller | None) -> Decision:
-        _, payload = await self._ask(DecisionPayload, kind="decision", index=index, caller=caller)
+        _, payload = await self._asking.ask(
+            DecisionPayload, kind="decision", index=index, caller=caller
+        )
         expires_s = min(payload.expires_ms / 1000, self._clock() + self._settings.decision_cache_s)
         decision = Decision(
             caller=payload.caller,
@@ -685,128 +652,17 @@ class LeaseHolder:
             self._decisions.popitem(last=False)
         return decision
 
-    async def _ask(
-        self,
-        payload_type: type[T],
-        *,
-        kind: Kind,
-        index: str = "",
-        uid: bytes = b"",
-        purposes: Sequence[str] = (),
-        caller: Caller | None = None,
-        objects: Sequence[ObjectItem] = (),
-        pack_keys: Sequence[bytes] = (),
-        job: Job | None = None,
-    ) -> tuple[GrantHeader, T]:
-        """Send one request and return the header and payload of its grant."""
-        if self._producer is None:
-            raise RuntimeError("the lease holder is not started")
-        self._check_listening()
+    def _check(self) -> None:
+        """Tell whether this worker may ask. Raises Fatal."""
+        self._check_tasks()
         self._check_certificate()
-        service = self._directory.key_service
-        self._check_silence()
-        ephemeral = HpkePrivateKey.generate(self._suite)
-        now_ms = int(self._clock() * 1000)
-        body = RequestBody(
-            v=VERSION,
-            kind=kind,
-            request_id=os.urandom(16),
-            worker_id=self._identity.worker_id,
-            certificate=self._identity.certificate.encoded,
-            reply_partition=self._partition,
-            index=index,
-            uid=uid,
-            generation=0,
-            purposes=list(purposes),
-            ephemeral=ephemeral.public.encode(),
-            issued_ms=now_ms,
-            expires_ms=now_ms + MAX_REQUEST_LIFE_MS,
-            caller=caller,
-            objects=list(objects),
-            pack_keys=list(pack_keys),
-            job=job,
-        )
-        value = seal_request(body, self._identity, service)
-        pending = Pending(body, hashlib.sha256(value).digest(), ephemeral)
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[SignedGrant] = loop.create_future()
-        asked_s = loop.time()
-        self._outstanding[body.request_id] = answer
-        self._asking.set()
-        try:
-            async with asyncio.timeout(self._ask_timeout_s):
-                await self._producer.send_and_wait(
-                    self._requests, value, key=body.worker_id.encode()
-                )
-                grant = await answer
-            self._silent_since = None
-        except asyncio.CancelledError:
-            # Who asked had less patience; it says as much as a timeout if it was not too little.
-            if loop.time() - asked_s >= SILENCE_S:
-                self._note_silence()
-            raise
-        except TimeoutError:
-            self._check_listening()
-            self._note_silence()
-            metrics.LEASE_REQUESTS.inc(outcome="timeout")
-            raise Retry(
-                ErrorCode.KEY_UNAVAILABLE, "the key service does not answer: is it running?"
-            ) from None
-        finally:
-            del self._outstanding[body.request_id]
-            if not self._outstanding:
-                self._asking.clear()
-        outcome = "deny" if grant.header.deny is not None else "grant"
-        metrics.LEASE_REQUESTS.inc(outcome=outcome)
-        return grant.header, open_grant(grant, pending, payload_type, now_s=self._clock())
 
-    async def _listen(self, reader: TopicReader) -> None:
-        own = self._identity.worker_id.encode()
-        while True:
-            if not self._outstanding:
-                # A worker seldom asks: meanwhile its reader need not ask the broker.
-                reader.pause()
-                await self._asking.wait()
-                reader.resume()
-            for record in await reader.next(_POLL_S):
-                if record.key != own:
-                    continue
-                try:
-                    grant = verify_grant(record.value, self._directory.key_service.sign_pub)
-                except SealstreamError as error:
-                    self.refused += 1
-                    log.warning("grant refused", code=error.code.value)
-                    continue
-                answer = self._outstanding.get(grant.header.request_id)
-                if answer is None or answer.done():
-                    self.refused += 1
-                    log.info("grant without a request ignored")
-                else:
-                    answer.set_result(grant)
-
-    def _check_listening(self) -> None:
+    def _check_tasks(self) -> None:
         for task in self._tasks:
             if task.done():
                 raise Fatal(ErrorCode.KEY_UNAVAILABLE, f"the task {task.get_name()} ended") from (
                     None if task.cancelled() else task.exception()
                 )
-
-    def _note_silence(self) -> None:
-        self._silent_since = self._directory.heard
-        self._silent_until_s = self._clock() + _RETRY_S
-
-    def _check_silence(self) -> None:
-        """Let one request try whether a key service that was silent is back. Raises Retry."""
-        if self._silent_since is None:
-            return
-        if self._directory.heard == self._silent_since:
-            if self._clock() < self._silent_until_s:
-                raise Retry(
-                    ErrorCode.KEY_UNAVAILABLE, "the key service did not answer lately: try again"
-                )
-            self._silent_until_s = self._clock() + self._ask_timeout_s
-        else:
-            self._silent_since = None
 
     def _check_certificate(self) -> None:
         """End the process when its certificate has ended: nobody would answer it."""
