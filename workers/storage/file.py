@@ -15,7 +15,6 @@ here, and a key cannot lie below another one; the layout has no such keys.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import fcntl
 import os
@@ -26,7 +25,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, TypeVarTuple
+
+from anyio import CapacityLimiter, to_thread
 
 from workers.storage.check import check_store
 from workers.storage.counting import count, received, sent
@@ -43,6 +44,7 @@ from workers.storage.errors import (
 from workers.storage.store import ObjectInfo, Role, Stored, StoreStats, check_ranges
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _WRITING: Final = ".writing"
 _LOCKS: Final = ".locks"
@@ -51,6 +53,9 @@ _CLASSES: Final = 256
 _ATTEMPTS: Final = 10
 # What was begun so long ago will not be finished.
 _ABANDONED_S: Final = 3600.0
+# Threads of a store. They may wait for a slow disk or for each other's locks, so they are not those
+# of the event loop, in which everything else is opened and sealed.
+_THREADS: Final = 16
 
 
 class FileStore:
@@ -67,6 +72,7 @@ class FileStore:
         self._folder = folder.absolute()
         self._prefix = prefix.strip("/")
         self._read_only = read_only
+        self._threads = CapacityLimiter(_THREADS)
         self._base = self._folder / _safe(self._prefix) if self._prefix else self._folder
 
     async def get(self, key: str) -> Stored:
@@ -93,7 +99,7 @@ class FileStore:
         def read(file: int) -> list[bytes]:
             return [_read(file, start, length) if length else b"" for start, length in ranges]
 
-        parts = await asyncio.to_thread(self._open, key, read)
+        parts = await self._in_thread(self._open, key, read)
         if any(length and not part for part, (_, length) in zip(parts, ranges, strict=True)):
             raise ValueError(f"the range begins beyond the end of the object: {key}")
         received(self.stats, sum(map(len, parts)))
@@ -128,24 +134,30 @@ class FileStore:
         if self._read_only and keys:
             raise ReadOnly(keys[0])
         count(self.stats, "delete", len(keys))
-        await asyncio.to_thread(self._delete, keys)
+        await self._in_thread(self._delete, keys)
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         """List the objects below `prefix` (whole path segments)."""
         count(self.stats, "list")
-        for info in await asyncio.to_thread(self._below, prefix):
+        for info in await self._in_thread(self._below, prefix):
             yield info
 
     async def check(self, role: Role = "all") -> None:
         """Prove at start that the store keeps what the workers build on."""
         if not self._read_only:
-            await asyncio.to_thread(self._tidy)
+            await self._in_thread(self._tidy)
         await check_store(self, "query" if self._read_only else role)
 
     async def aclose(self) -> None:
         """Nothing to release."""
 
     # --- in threads --------------------------------------------------------------------------
+
+    async def _in_thread(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        # Whoever is cancelled does not wait for the disk.
+        return await to_thread.run_sync(
+            function, *args, abandon_on_cancel=True, limiter=self._threads
+        )
 
     async def _get(self, key: str, unless: str | None = None) -> Stored:
         count(self.stats, "get")
@@ -155,7 +167,7 @@ class FileStore:
             etag = _etag(found)
             return Stored(b"" if etag == unless else _read(file, 0, found.st_size), etag)
 
-        stored = await asyncio.to_thread(self._open, key, read)
+        stored = await self._in_thread(self._open, key, read)
         received(self.stats, len(stored.data))
         return stored
 
@@ -171,7 +183,7 @@ class FileStore:
         if self._read_only:
             raise ReadOnly(key)
         count(self.stats, "put")
-        etag = await asyncio.to_thread(self._store, key, data, allow)
+        etag = await self._in_thread(self._store, key, data, allow)
         sent(self.stats, len(data))
         return etag
 
