@@ -164,7 +164,7 @@ class ShardCore:
 
         Raises:
             Fenced: another writer owns the shard.
-            Retry: no lease for the key; nothing was written.
+            Retry: no lease for the key, or no right to write; nothing was written.
         """
         head = msgspec.structs.replace(head, written_ms=self.clock_ms(), generation=self.generation)
         opened = await self._heads.publish(head)

@@ -29,7 +29,7 @@ from workers.chain.head import (
 from workers.chain.kinds import SegmentKeys
 from workers.errors import Fenced, Retry
 from workers.storage import layout
-from workers.storage.errors import AlreadyExists, NotFound, PreconditionFailed
+from workers.storage.errors import AccessDenied, AlreadyExists, NotFound, PreconditionFailed
 from workers.storage.store import Store
 
 
@@ -119,7 +119,7 @@ class HeadStore:
 
         Raises:
             Fenced: another writer published, or the outcome is unknown; `load` again.
-            Retry: no lease for the key; nothing was written.
+            Retry: no lease for the key, or no right to write; nothing was written.
         """
         before = self.opened
         head = msgspec.structs.replace(
@@ -135,6 +135,8 @@ class HeadStore:
                 etag = await self._store.replace(self._key, data, before.etag)
             else:
                 etag = await self._store.create(self._key, data)
+        except AccessDenied:
+            raise
         except BaseException as exc:
             # In doubt, also for who was cancelled: nothing may follow until it is known. Until here
             # `before` is the head, for all who look while a merge publishes.

@@ -28,6 +28,7 @@ from workers.chain.resolve import MAX_FIELDS
 from workers.chain.writer import ShardWriter
 from workers.errors import Damaged, Fenced, Retry
 from workers.storage import layout
+from workers.storage.errors import AccessDenied
 from workers.storage.memory import MemoryStore
 
 DOC, TOMBSTONE, PAIRS, REMOVALS = RowKind
@@ -318,6 +319,23 @@ async def test_a_lost_write_is_fenced_and_applied_once_after_loading() -> None:
     with pytest.raises(Fenced):
         await shard.writer.apply(work)
     assert await shard.writer.load() == 0
+    published = await shard.writer.apply(work)
+    assert published.documents == 2
+
+
+async def test_a_denied_head_is_published_later(monkeypatch) -> None:
+    shard = Shard()
+    await shard(Op(DOC, "a", ("x",), 0, 1))
+    work = batch(1, [Op(DOC, "b", ("x",), 0, 2)])
+
+    async def deny(key: str, data: bytes, etag: str) -> str:
+        raise AccessDenied(key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard.store, "replace", deny)
+        for _ in range(2):
+            with pytest.raises(AccessDenied):
+                await shard.writer.apply(work)
     published = await shard.writer.apply(work)
     assert published.documents == 2
 
