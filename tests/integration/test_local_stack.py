@@ -246,6 +246,8 @@ def test_detached_interruption_stops_the_supervisor(home: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=environment(),
+        # Ignored by what a script starts in the background, these tests included.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         wait_until(lambda: read_state(home) is not None and bool(pids(home)), "a server started")
