@@ -30,6 +30,9 @@ def main(wanted: list[str]) -> int:
     chosen = [
         m for m in (*MUTATIONS, *IDENTITY) if not wanted or any(part in m.name for part in wanted)
     ]
+    if not chosen:
+        print(__doc__)
+        return 2
     with tempfile.TemporaryDirectory(prefix="sealstream-mutations-") as folder:
         copy = Path(folder)
         for name in ("schemas", "workers", "tests"):
