@@ -112,8 +112,9 @@ def test_changed_or_moved_contents_do_not_open() -> None:
             open_content(moved, pointer.inline, key, index_uid=UID)
     with pytest.raises(Damaged):
         open_content(pointer, pointer.inline, key, index_uid=b"v" * 16)
+    flipped = pointer.inline[:-1] + bytes([pointer.inline[-1] ^ 1])
     with pytest.raises(Damaged):
-        open_content(pointer, pointer.inline[:-1] + b"\0", key, index_uid=UID)
+        open_content(pointer, flipped, key, index_uid=UID)
 
 
 async def test_damaged_packs_are_found() -> None:
