@@ -33,6 +33,7 @@ from schemas.topics import (
     KEY_REVOCATION,
     with_prefix,
 )
+from workers.crypto.errors import KeyWiped
 from workers.crypto.seal import SealPurpose
 from workers.errors import Damaged, Fatal, Reject, Retry
 from workers.identity.base import IdentityProvider
@@ -402,11 +403,12 @@ class KeyService:
         while not await event_within(stop, _TICK_S):
             try:
                 await self.tick()
-            except (Retry, Damaged) as error:
+            except (Retry, Damaged, KeyWiped) as error:
                 health.error("keep", error)
             except Exception as error:
                 # Keys must be wiped and the audit be signed all the same, in the next second.
                 health.error("keep", error)
+                metrics.UNEXPECTED.inc(topic=self.requests)
                 log.exception("what is due was not done")
 
     def _standalone(self, realm: Realm, floors: DirectoryFloors) -> StandaloneProvider:

@@ -206,7 +206,7 @@ DEAD_LETTERS = Counter(
 )
 UNEXPECTED = Counter(
     "sealstream_unexpected_failures_total",
-    "Records refused because a worker failed on them: its own fault. See the log of the first.",
+    "Records refused, or other work undone, because a worker failed: its own fault. See its log.",
     ("topic",),
 )
 LOOP_LAG_SECONDS = Histogram(
