@@ -106,17 +106,20 @@ def test_the_cache_of_stems_is_bounded(monkeypatch):
     assert small.tokens("the word1") == ["word1"]
 
 
+@pytest.fixture(scope="module")
+def words_of_docstrings() -> list[str]:
+    words = {word for doc in stdlib_docstrings(100) for word in doc.text.lower().split()}
+    # The stemmer in Python is slow: some thousand words are enough to tell the two apart.
+    return sorted(words)[:: 1 + len(words) // 2000]
+
+
 @pytest.mark.parametrize("language", ["english", "german", "french", "russian", "turkish"])
-def test_both_stemmers_agree(language: str) -> None:
+def test_both_stemmers_agree(language: str, words_of_docstrings: list[str]) -> None:
     """An index must not depend on which of the two a worker has."""
     module = importlib.import_module(f"snowballstemmer.{language}_stemmer")
     in_python = getattr(module, f"{language.capitalize()}Stemmer")()
     in_c = snowballstemmer.stemmer(language)
     assert isinstance(in_c, Stemmer.Stemmer)
-    words = [doc.text.lower().split() for doc in stdlib_docstrings(100)]
-    # The one in Python is slow: some thousand words are enough to tell the two apart.
-    distinct = sorted({word for text in words for word in text})
-    distinct = distinct[:: 1 + len(distinct) // 2000]
-    assert [in_c.stemWord(word) for word in distinct] == [
-        in_python.stemWord(word) for word in distinct
+    assert [in_c.stemWord(word) for word in words_of_docstrings] == [
+        in_python.stemWord(word) for word in words_of_docstrings
     ]
