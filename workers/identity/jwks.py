@@ -21,9 +21,7 @@ import structlog
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey, import_key
 
-from schemas.errors import ErrorCode
-from workers.errors import Retry
-from workers.identity.refusal import Refused, Why
+from workers.identity.refusal import Refused, Unavailable, Why
 
 TIMEOUT_S: Final = 5.0
 FRESH_S: Final = 600.0
@@ -35,7 +33,7 @@ MIN_RSA_BITS: Final = 2048
 
 PublicKey = RSAKey | ECKey | OKPKey
 Fetch = Callable[[str], Awaitable[bytes]]
-"""Reads a URL. Raises Retry."""
+"""Reads a URL. Raises Unavailable."""
 
 log = structlog.get_logger("identity.jwks")
 
@@ -63,7 +61,7 @@ class Jwks:
     async def look(self) -> None:
         """Read the keys before a token asks for them, and log whether that works."""
         # Not counted as a try: a token that comes now must not wait for the next one.
-        with contextlib.suppress(Retry):
+        with contextlib.suppress(Unavailable):
             await self._load()
             log.info("the OpenID Connect issuer says its keys", keys=len(self._keys))
 
@@ -76,7 +74,7 @@ class Jwks:
 
         Raises:
             Refused: the issuer has no such key for this algorithm.
-            Retry: KEY_UNAVAILABLE, the issuer does not answer.
+            Unavailable: the issuer does not say its keys.
         """
         if not self._has(kid, FRESH_S):
             async with self._lock:
@@ -98,11 +96,11 @@ class Jwks:
         if now - self._tried_s < AGAIN_S:
             if self._has(kid, STALE_S) or now - self._read_s < STALE_S:
                 return
-            raise Retry(ErrorCode.KEY_UNAVAILABLE, self._failure)
+            raise Unavailable(self._failure)
         self._tried_s = now
         try:
             await self._load()
-        except Retry:
+        except Unavailable:
             if not self._has(kid, STALE_S):
                 raise
 
@@ -111,9 +109,9 @@ class Jwks:
         try:
             self._keys = await self._read()
             self._read_s = now
-        except Retry as error:
-            self._failure = error.message
-            log.warning("the OpenID Connect issuer does not say its keys", why=error.message)
+        except Unavailable as error:
+            self._failure = error.why
+            log.warning("the OpenID Connect issuer does not say its keys", why=error.why)
             raise
 
     async def _read(self) -> dict[str, tuple[PublicKey, str | None]]:
@@ -121,13 +119,13 @@ class Jwks:
             await self._fetch(self._issuer.rstrip("/") + "/.well-known/openid-configuration")
         )
         if document.get("issuer") != self._issuer:
-            raise unavailable("its discovery document names another issuer than oidc_issuer")
+            raise Unavailable("its discovery document names another issuer than oidc_issuer")
         uri = document.get("jwks_uri")
         if not isinstance(uri, str) or not is_safe_url(uri):
-            raise unavailable("its discovery document has no jwks_uri that is HTTPS")
+            raise Unavailable("its discovery document has no jwks_uri that is HTTPS")
         listed = _json(await self._fetch(uri)).get("keys")
         if not isinstance(listed, list):
-            raise unavailable("what is at its jwks_uri has no list of keys")
+            raise Unavailable("what is at its jwks_uri has no list of keys")
         return dict(found for one in listed[:MAX_KEYS] if (found := _public_key(one)) is not None)
 
 
@@ -165,13 +163,5 @@ def _json(data: bytes) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise unavailable("it answers with no JSON object")
+        raise Unavailable("it answers with no JSON object")
     return found
-
-
-def unavailable(why: str) -> Retry:
-    """Return what is raised while an issuer cannot be asked for its keys."""
-    return Retry(
-        ErrorCode.KEY_UNAVAILABLE,
-        f"the identity provider does not say with what it signs tokens: {why}",
-    )

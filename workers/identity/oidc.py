@@ -26,8 +26,8 @@ from schemas.errors import ErrorCode
 from workers.errors import Fatal
 from workers.identity.base import Identity
 from workers.identity.claims import MAX_TEXT, Source
-from workers.identity.jwks import MAX_BYTES, TIMEOUT_S, Fetch, Jwks, is_safe_url, unavailable
-from workers.identity.refusal import Refused, Why
+from workers.identity.jwks import MAX_BYTES, TIMEOUT_S, Fetch, Jwks, is_safe_url
+from workers.identity.refusal import Refused, Unavailable, Why
 
 ALGORITHMS: Final = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
@@ -165,7 +165,7 @@ class HttpFetch:
         self._session: aiohttp.ClientSession | None = None
 
     async def __call__(self, url: str) -> bytes:
-        """Return what a URL holds. Raises Retry."""
+        """Return what a URL holds. Raises Unavailable."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
@@ -178,13 +178,13 @@ class HttpFetch:
                 while len(data) <= MAX_BYTES and (more := await response.content.read(MAX_BYTES)):
                     data += more
         except aiohttp.ClientConnectorCertificateError:
-            raise unavailable("its certificate is not trusted: set oidc_ca_file") from None
+            raise Unavailable("its certificate is not trusted: set oidc_ca_file") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise unavailable(f"it does not answer ({type(error).__name__})") from error
+            raise Unavailable(f"it does not answer ({type(error).__name__})") from error
         if response.status != 200:
-            raise unavailable(f"it answers with status {response.status}")
+            raise Unavailable(f"it answers with status {response.status}")
         if len(data) > MAX_BYTES:
-            raise unavailable(f"it answers with more than {MAX_BYTES} bytes")
+            raise Unavailable(f"it answers with more than {MAX_BYTES} bytes")
         return data
 
     async def aclose(self) -> None:

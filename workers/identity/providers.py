@@ -6,7 +6,7 @@ import structlog
 
 from workers.errors import Reject, Retry
 from workers.identity.base import Identity, IdentityProvider
-from workers.identity.refusal import Refused
+from workers.identity.refusal import Refused, Unavailable
 from workers.identity.token import PREFIX
 from workers.telemetry import metrics
 
@@ -57,7 +57,7 @@ class Providers:
                 "identity token not looked at",
                 provider=name,
                 code=error.code.value,
-                why=error.message,
+                why=error.why if isinstance(error, Unavailable) else error.message,
             )
             raise
 

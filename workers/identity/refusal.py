@@ -1,11 +1,11 @@
-"""Why a token does not count, in a word for the log: who brings it is told less, or the same."""
+"""Why a token does not count, or cannot be looked at: for the log. Who brings it is told less."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
 from schemas.errors import ErrorCode
-from workers.errors import Reject
+from workers.errors import Reject, Retry
 
 
 class Why(StrEnum):
@@ -50,3 +50,24 @@ class Refused(Reject):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.why, self.message, self.code)
+
+
+class Unavailable(Retry):
+    """Raised when tokens of another identity provider cannot be looked at now: KEY_UNAVAILABLE.
+
+    Callers are told that alone: what is the matter with the provider, or with what the settings say
+    of it, is for who runs the key service.
+
+    Args:
+        why: for the log.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            ErrorCode.KEY_UNAVAILABLE,
+            "the identity provider is unavailable: its tokens cannot be checked now, try again",
+        )
+        self.why = why
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.why,)

@@ -30,7 +30,8 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from schemas.errors import ErrorCode
-from workers.errors import Fatal, Retry
+from workers.errors import Fatal
+from workers.identity.refusal import Unavailable
 from workers.identity.saml_claims import parse_time
 from workers.identity.saml_document import DSIG
 
@@ -91,7 +92,7 @@ class MetadataFile:
         """Return what signs now; the same object while nothing has changed.
 
         Raises:
-            Retry: KEY_UNAVAILABLE, the file has been unusable for `STALE_S`, or has expired.
+            Unavailable: the file has been unusable for `STALE_S`, or has expired.
         """
         now_s = self._monotonic()
         try:
@@ -106,9 +107,9 @@ class MetadataFile:
         except (OSError, ValueError) as error:
             log.warning("saml metadata cannot be used", reason=_reason(error))
             if now_s - self._good_s >= STALE_S:
-                raise _unavailable("cannot be used") from None
+                raise Unavailable("saml_metadata cannot be used: renew the file") from None
         if self._clock() >= self._signers.ends_s:
-            raise _unavailable("have expired (validUntil)")
+            raise Unavailable("saml_metadata has expired (validUntil): renew the file")
         return self._signers
 
     def _look(self) -> tuple[int, int, int]:
@@ -171,9 +172,3 @@ def _is_strong(certificate: x509.Certificate) -> bool:
 
 def _reason(error: OSError | ValueError) -> str:
     return (error.strerror or "it cannot be read") if isinstance(error, OSError) else str(error)
-
-
-def _unavailable(why: str) -> Retry:
-    return Retry(
-        ErrorCode.KEY_UNAVAILABLE, f"the metadata of the SAML identity provider {why}: renew them"
-    )

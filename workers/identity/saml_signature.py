@@ -28,7 +28,7 @@ from saml2.sigver import CryptoBackend, CryptoBackendXmlSec1, SecurityContext
 
 from schemas.errors import ErrorCode
 from workers.errors import Fatal, Retry
-from workers.identity.refusal import Refused, Why
+from workers.identity.refusal import Refused, Unavailable, Why
 from workers.identity.saml_document import DSIG, Document, refused
 
 TIMEOUT_S: Final = 2.0
@@ -137,15 +137,13 @@ def verify_signature(document: Document, certificates: tuple[str, ...], xmlsec: 
 
     Raises:
         Reject: UNAUTHENTICATED.
-        Retry: OVERLOADED, it takes too long; KEY_UNAVAILABLE, no temporary file can be made.
+        Retry: OVERLOADED, it takes too long. Unavailable: no temporary file can be made.
     """
     with ExitStack() as stack:
         try:
             signers = _Certificates(stack.enter_context(_file(one)) for one in certificates)
         except OSError:
-            raise Retry(
-                ErrorCode.KEY_UNAVAILABLE, "the folder for temporary files cannot be written to"
-            ) from None
+            raise Unavailable("the folder for temporary files cannot be written to") from None
         asked = _Asked(xmlsec)
         context = SecurityContext(asked, metadata=signers, only_use_keys_in_metadata=True)
         try:

@@ -30,6 +30,7 @@ from workers.identity.jwks import Jwks
 from workers.identity.oidc import HttpFetch, OidcConfig, OidcProvider
 from workers.identity.open import open_oidc
 from workers.identity.providers import Providers
+from workers.identity.refusal import Unavailable
 from workers.settings import Settings
 
 ISSUER = "https://id.example.org/realm"
@@ -53,7 +54,7 @@ class Issuer:
     async def __call__(self, url: str) -> bytes:
         self.asked.append(url)
         if self.away:
-            raise Retry(ErrorCode.KEY_UNAVAILABLE, "away")
+            raise Unavailable("away")
         if url.endswith("openid-configuration"):
             return json.dumps(self.document).encode()
         listed = [key.as_dict(private=False) for key in self.keys]
@@ -253,6 +254,7 @@ async def test_no_token_stands_in_an_error():
 
 
 OTHERS = "https://alice.example.org"
+IS_AWAY = "the identity provider is unavailable: its tokens cannot be checked now, try again"
 REASONS = {
     "expired": lambda: token(exp=int(time.time()) - 1),
     "issuer": lambda: token(iss=OTHERS),
@@ -326,15 +328,15 @@ async def _finds_no_keys(address: str, why: str) -> None:
     fetch = HttpFetch()
     config = OidcConfig(issuer=address, audience="a")
     known = OidcProvider(config, ADMINISTRATORS, fetch)
-    providers = Providers(SimpleNamespace(), oidc=known)
+    providers, told = Providers(SimpleNamespace(), oidc=known), []
     try:
         with capture_logs() as lines:
             await known.look()
-            # Asked again at once, and then not: the reason is told all the same.
+            # Asked again at once, and then not: the reason is logged all the same.
             for _ in range(2):
                 with pytest.raises(Retry) as error:
                     await providers.authenticate(token(iss=address))
-                assert why in error.value.message
+                told.append(error.value.info())
     finally:
         await fetch.aclose()
     assert [line["event"] for line in lines] == [
@@ -344,6 +346,9 @@ async def _finds_no_keys(address: str, why: str) -> None:
         "identity token not looked at",
     ]
     assert all(why in line["why"] for line in lines)
+    # Callers learn that they may try again, whatever it is.
+    assert [one.message for one in told] == [IS_AWAY, IS_AWAY]
+    assert all(one.retryable and one.code is ErrorCode.KEY_UNAVAILABLE for one in told)
 
 
 async def test_keys_are_known_before_the_first_token():

@@ -43,6 +43,7 @@ from workers.identity import saml
 from workers.identity.claims import Source, group_id, parse_roles
 from workers.identity.open import open_saml
 from workers.identity.providers import Providers
+from workers.identity.refusal import Unavailable
 from workers.identity.saml import SamlProvider
 from workers.identity.saml_claims import Expected
 from workers.identity.saml_metadata import MetadataFile
@@ -587,8 +588,9 @@ async def test_what_the_program_is_told(make, tmp_path, monkeypatch):
 async def test_without_a_folder_for_temporary_files(make, tmp_path, monkeypatch):
     provider = make()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    with pytest.raises(Retry, match="temporary"):
+    with pytest.raises(Unavailable, match="the identity provider is unavailable") as away:
         await provider.authenticate(token())
+    assert "temporary" in away.value.why
 
 
 def test_without_the_program(tmp_path, monkeypatch):

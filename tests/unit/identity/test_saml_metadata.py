@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from saml_kit import ISSUER, metadata, moment, signer
 
-from workers.errors import Fatal, Retry
+from workers.errors import Fatal
 from workers.identity import saml_metadata
+from workers.identity.refusal import Unavailable
 from workers.identity.saml_metadata import MetadataFile
 
 
@@ -75,8 +76,9 @@ def test_a_new_file_is_read_and_a_broken_one_is_not_believed(file, tmp_path):
         now[0] += saml_metadata.STALE_S / 4
         assert known.signers() is second
     now[0] += saml_metadata.STALE_S
-    with pytest.raises(Retry, match="cannot be used"):
+    with pytest.raises(Unavailable, match="the identity provider is unavailable") as away:
         known.signers()
+    assert "cannot be used" in away.value.why
     file.write_text(metadata(signer("ec")))
     assert known.signers().certificates == (signer("ec").pem,)
 
@@ -87,7 +89,8 @@ def test_metadata_end(file):
     known = MetadataFile(file, ISSUER, clock=lambda: now[0])
     assert known.signers().ends_s == 1893456000
     now[0] = 1893456000
-    with pytest.raises(Retry, match="validUntil"):
+    with pytest.raises(Unavailable, match="the identity provider is unavailable") as away:
         known.signers()
+    assert "validUntil" in away.value.why
     file.write_text(metadata(signer("idp"), more=f'validUntil="{moment(10**9)}"'))
     assert known.signers()
