@@ -151,9 +151,11 @@ async def test_revoked_and_enrolled_anew(world):
     identity = world.identity("index-1")
     holder = await world.holder(identity)
     await holder.lease("acme/docs")
-    done = await world.admin("key.revoke", {"principal": "worker/index-1", "indexes": ["acme/*"]})
+    globs = ["acme/*", "acme/dogs", "*docs"]
+    done = await world.admin("key.revoke", {"principal": "worker/index-1", "indexes": globs})
     assert done.result["policy_epoch"] == 1
     assert done.result["rotated"] == {"acme/docs": "begun"}
+    assert done.result["unmatched"] == ["acme/dogs"]
     await world.directory.refresh()
     with pytest.raises(Fatal, match="FORBIDDEN"):
         await holder.lease("acme/docs")

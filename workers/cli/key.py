@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import App, Parameter
 
-from workers.cli.common import COMMON, OK, USAGE, AsJson, Common, complain, fail, say, say_json
+from workers.cli.common import (
+    COMMON,
+    OK,
+    REFUSED,
+    USAGE,
+    AsJson,
+    Common,
+    complain,
+    fail,
+    say,
+    say_json,
+)
 from workers.cli.connect import IndexKey, connected, read_index_key
-from workers.cli.show import moment, printable
+from workers.cli.show import cell, moment, printable
 
 if TYPE_CHECKING:
     from workers.client import Client
@@ -190,17 +201,22 @@ async def revoke(
     """Take a worker's or a user's rights away, now: worker/ID or user/ID.
 
     The data keys of the indexes that a worker served are changed: name them with --indexes, or all
-    indexes are changed.
+    indexes are changed. The exit code is 1 if a name matches no index.
     """
+    if indexes and principal.startswith("user/"):
+        fail("--indexes: names what a worker served; a user has no data keys", USAGE)
     async with connected(common) as client:
         done = await client.revoke(principal, indexes=globs(indexes) if indexes else ())
     if json:
         say_json(done)
-        return OK
-    say(f"revoked {printable(principal)}")
-    for index, what in done.get("rotated", {}).items():
-        say(f"  {printable(index)}: change of the data key {printable(what)}")
-    return OK
+    else:
+        say(f"revoked {printable(principal)}")
+        for index, what in done.get("rotated", {}).items():
+            say(f"  {printable(index)}: change of the data key {printable(what)}")
+    unmatched = done.get("unmatched", [])
+    for glob in unmatched:
+        complain(f"sealstream: NOT_FOUND: no index matches {cell(glob)}: no data key is changed")
+    return REFUSED if unmatched else OK
 
 
 @app.command(name="export-directory")

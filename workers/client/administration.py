@@ -99,6 +99,10 @@ class Administration:
         Args:
             principal: who.
             indexes: what a worker served, as globs; their data keys are changed (default: all).
+
+        Returns:
+            `rotated`: what became of each index's data key; `unmatched`: globs of no index at all;
+            `policy_epoch`, `revoked_ms`. The principal is revoked, whatever these say.
         """
         args = {"principal": principal, "indexes": list(indexes)}
         return await self._admin.run("key.revoke", args)

@@ -170,6 +170,12 @@ class KeyOperations:
             "policy_epoch": revocation.policy_epoch,
             "revoked_ms": revocation.revoked_ms,
             "rotated": rotated,
+            # The principal is revoked all the same: that must not wait for a name to be right.
+            "unmatched": [
+                glob
+                for glob in arguments.indexes
+                if not any(fnmatchcase(index, glob) for index in rotated)
+            ],
         }
 
     async def _rotate_all(self, globs: list[str]) -> dict[str, str]:

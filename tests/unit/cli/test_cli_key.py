@@ -106,6 +106,24 @@ def test_status_and_revoke(run, client):
     assert client.calls[-1][1] == {"arguments": ("worker/far-1",), "indexes": ("acme/*",)}
 
 
+def test_revoke_tells_of_names_that_match_nothing(run, client):
+    client.answers["revoke"] = {"rotated": {"acme/docs": "begun"}, "unmatched": ["nosuch"]}
+    for more in ((), ("--json",)):
+        done = run("key", "revoke", "worker/far-1", "--indexes", "acme/*,nosuch", *more)
+        assert done.code == 1
+        assert "acme/docs" in done.out
+        assert done.err == (
+            "sealstream: NOT_FOUND: no index matches nosuch: no data key is changed\n"
+        )
+
+
+def test_revoke_takes_indexes_of_workers_alone(run, client):
+    client.answers["revoke"] = {}
+    assert run("key", "revoke", "user/alice", "--indexes", "acme/*").code == 2
+    assert not client.calls
+    assert run("key", "revoke", "user/alice").code == 0
+
+
 def test_shred_says_what_is_left(run, client):
     client.answers["shred_index"] = {"objects_left": 0}
     assert run("index", "shred", "i", "--yes").out == "shredded i: 0 objects left\n"
