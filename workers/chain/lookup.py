@@ -43,6 +43,9 @@ class _Probe(NamedTuple):
     key: bytes
 
 
+_Slot = tuple[_Probe, Found | None]
+
+
 async def look_up(
     files: Sequence[SegmentFile],
     cache: BlockCache | None,
@@ -66,8 +69,8 @@ async def look_up(
                     found[request][segment] = hit
                 continue
             probes.append(_Probe(segment, request, *sealer.label_and_key(*request)))
-    slots = await _read_buckets(files, probes, stats)
-    await _read_nodes(files, seals, cache, slots, found, stats)
+    slots, kept = await _read_buckets(files, probes, stats)
+    await _read_nodes(files, seals, cache, slots, kept, found, stats)
     return {
         request: [(segment, nodes[segment]) for segment in sorted(nodes)]
         for request, nodes in found.items()
@@ -81,7 +84,8 @@ def _node_id(file: SegmentFile, request: Request) -> tuple[str, int, int]:
 
 async def _read_buckets(
     files: Sequence[SegmentFile], probes: Sequence[_Probe], stats: ReadStats
-) -> list[tuple[_Probe, Found | None]]:
+) -> tuple[list[_Slot], set[int]]:
+    """Return where each node is, and the segments whose large nodes were in the cache before."""
     places = [
         (probe.segment, bucket_of(probe.label, files[probe.segment].ref.bucket_bits))
         for probe in probes
@@ -89,16 +93,17 @@ async def _read_buckets(
     distinct = sorted(set(places))
     segments = sorted({i for i, _ in distinct})
     # The directories come along: whoever finds rows will read them.
-    blocks, _, _ = await asyncio.gather(
+    blocks, _, before = await asyncio.gather(
         _lot(lambda: [files[i].bucket(number, stats) for i, number in distinct]),
         _lot(lambda: [files[i].directory(stats) for i in segments]),
         _lot(lambda: [files[i].large_nodes(stats) for i in segments]),
     )
     buckets = {place: Bucket(block) for place, block in zip(distinct, blocks, strict=True)}
-    return [
+    slots = [
         (probe, buckets[place].find(probe.label))
         for probe, place in zip(probes, places, strict=True)
     ]
+    return slots, {segment for segment, kept in zip(segments, before, strict=True) if kept}
 
 
 async def _lot(make: Callable[[], Sequence[Coroutine[Any, Any, T]]]) -> list[T]:
@@ -110,51 +115,59 @@ async def _read_nodes(
     files: Sequence[SegmentFile],
     seals: Mapping[int, SegmentSeals],
     cache: BlockCache | None,
-    slots: Sequence[tuple[_Probe, Found | None]],
+    slots: Sequence[_Slot],
+    kept: Collection[int],
     found: dict[Request, dict[int, bytes]],
     stats: ReadStats,
 ) -> None:
+    """Add nodes to `found`. `kept`: the segments whose large nodes were in the cache before."""
     large = [(probe, slot) for probe, slot in slots if slot is not None and not slot.node]
     dummies = [probe for probe, slot in slots if _wants_dummy(files[probe.segment], slot)]
     blobs, _ = await asyncio.gather(
         _lot(lambda: [files[p.segment].read(s.place, s.length, stats) for p, s in large]),
         _lot(lambda: [_dummy_read(files[p.segment], p.label, stats) for p in dummies]),
     )
-    sealed = [(probe, slot.node, False) for probe, slot in slots if slot is not None and slot.node]
-    sealed += [(probe, blob, True) for (probe, _), blob in zip(large, blobs, strict=True)]
+    sealed = [(probe, slot, slot.node) for probe, slot in slots if slot is not None and slot.node]
+    sealed += [(probe, slot, blob) for (probe, slot), blob in zip(large, blobs, strict=True)]
 
-    def open_all() -> list[bytes]:
+    def open_all() -> list[bytes | Damaged]:
         return [
-            _open(seals[probe.segment], probe, blob, padded=padded)
-            for probe, blob, padded in sealed
+            _open(seals[probe.segment], probe, blob, padded=not slot.node)
+            for probe, slot, blob in sealed
         ]
 
-    heavy = sum(len(blob) for _, blob, _ in sealed) >= THREAD_BYTES
-    try:
-        payloads = await asyncio.to_thread(open_all) if heavy else open_all()
-    except Damaged:
-        # Sealed nodes that were read together are cached as they came: not what is wrong with them.
-        for number in {probe.segment for probe, _ in large}:
-            files[number].forget_large_nodes()
-        raise
-    for (probe, _, _), payload in zip(sealed, payloads, strict=True):
+    heavy = sum(len(blob) for _, _, blob in sealed) >= THREAD_BYTES
+    payloads = await asyncio.to_thread(open_all) if heavy else open_all()
+    wrong: list[tuple[_Slot, Damaged]] = []
+    for (probe, slot, _), payload in zip(sealed, payloads, strict=True):
+        if isinstance(payload, Damaged):
+            wrong.append(((probe, slot), payload))
+            continue
         found[probe.request][probe.segment] = payload
         if cache is not None and payload:
             cache.put(_node_id(files[probe.segment], probe.request), payload)
     if cache is not None:
-        for probe, slot in slots:
-            if slot is None:
-                cache.put(_node_id(files[probe.segment], probe.request), b"")
+        for probe in (probe for probe, slot in slots if slot is None):
+            cache.put(_node_id(files[probe.segment], probe.request), b"")
+    if wrong:
+        # Large nodes that were read together are cached as they came: not what is wrong with them.
+        segments = {probe.segment for (probe, _), _ in wrong}
+        for segment in segments:
+            files[segment].forget_large_nodes()
+        if not segments.issubset(kept):
+            raise wrong[0][1]
+        # They may have been mended since: damage is told of what has just come from the store.
+        await _read_nodes(files, seals, cache, [slot for slot, _ in wrong], (), found, stats)
 
 
-def _open(seals: SegmentSeals, probe: _Probe, blob: bytes, *, padded: bool) -> bytes:
-    payload = seals.open_node(probe.request[0], probe.label, probe.key, blob)
-    if not padded:
-        return payload
+def _open(seals: SegmentSeals, probe: _Probe, blob: bytes, *, padded: bool) -> bytes | Damaged:
     try:
-        return unpad(payload)
-    except ValueError as exc:
-        raise damaged("a node has no valid frame") from exc
+        payload = seals.open_node(probe.request[0], probe.label, probe.key, blob)
+        return unpad(payload) if padded else payload
+    except Damaged as exc:
+        return exc
+    except ValueError:
+        return damaged("a node has no valid frame")
 
 
 def _wants_dummy(file: SegmentFile, slot: Found | None) -> bool:

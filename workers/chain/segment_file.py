@@ -152,10 +152,17 @@ class SegmentFile:
             return together[place : place + length]
         return await self._get_range(place, length, stats)
 
-    async def large_nodes(self, stats: ReadStats) -> None:
-        """Read all large nodes into the cache if they are worth one request (`GAP_BYTES`)."""
-        if 0 < self.ref.buckets_at <= GAP_BYTES and self._cache is not None:
-            await self.read(0, self.ref.buckets_at, stats)
+    async def large_nodes(self, stats: ReadStats) -> bool:
+        """Read all large nodes into the cache if they are worth one request (`GAP_BYTES`).
+
+        Return whether they were there before: who read them may have opened none of them.
+        """
+        nodes = self.ref.buckets_at
+        if self._cache is None or not 0 < nodes <= GAP_BYTES:
+            return False
+        before = (self.key, 0, nodes) in self._cache
+        await self.read(0, nodes, stats)
+        return before
 
     def forget_large_nodes(self) -> None:
         """Drop what `large_nodes` read: something in it does not open."""

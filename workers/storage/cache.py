@@ -49,6 +49,10 @@ class BlockCache:
         """Counts of this moment."""
         return CacheStats(self._hits, self._misses, self._evictions, self._bytes)
 
+    def __contains__(self, block: BlockId) -> bool:
+        """Say whether a block is here; counts nothing."""
+        return block in self._blocks
+
     def peek(self, block: BlockId) -> bytes | None:
         """Return a block if it is here, counting a hit; a miss is not counted."""
         data = self._blocks.get(block)

@@ -164,6 +164,43 @@ async def test_a_flipped_bit_among_few_large_nodes_is_damage(monkeypatch) -> Non
         assert found[request] == [(0, bytes(5000))]
 
 
+@pytest.mark.parametrize("level", ["off", "standard", "strict"])
+async def test_damage_that_was_mended_since_it_was_cached_is_not_told(level, monkeypatch) -> None:
+    monkeypatch.setattr(segment_file, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(segment, "INLINE_SEGMENT_BYTES", 0)
+    words = ["large0", "large1", "small"]
+    nodes = [Node(NodeKind.TERM, token(word), bytes(5000)) for word in words[:2]]
+    nodes.append(Node(NodeKind.TERM, token("small"), b"x"))
+    built = build_segment(SegmentContext(INDEX, 0, keys(1), 1, level, 0), Rows.blank(2), nodes)
+    changed = bytes((built.data[0] ^ 1,)) + built.data[1 : built.ref.buckets_at - 1]
+    damage = changed + bytes((built.data[len(changed)] ^ 1,)) + built.data[len(changed) + 1 :]
+    store, cache, stats = RecordingStore(), BlockCache(1 << 20), ReadStats()
+    file = SegmentFile(store, cache, INDEX, 0, built.ref, keys)
+    large = [(NodeKind.TERM, token(word)) for word in words[:2]]
+
+    async def cache_damage() -> None:
+        """Find what is no large node, while these are damaged: nothing tells."""
+        cache.forget("")
+        await store.put(file.key, damage)
+        small = (NodeKind.TERM, token("small"))
+        assert await look_up([file], cache, [small], None, stats) == {small: [(0, b"x")]}
+        store.ranges.clear()
+
+    await cache_damage()
+    await store.put(file.key, built.data)
+    found = await look_up([file], cache, large, None, stats)
+    assert found == {one: [(0, bytes(5000))] for one in large}
+    assert store.ranges == [(0, built.ref.buckets_at)]
+
+    await cache_damage()
+    # As long as it is damaged, that is told of what came from the store just now: read once.
+    for _ in range(2):
+        with pytest.raises(Damaged):
+            await look_up([file], cache, large, None, stats)
+        assert store.ranges == [(0, built.ref.buckets_at)]
+        store.ranges.clear()
+
+
 async def test_a_padded_shard_answers_as_an_unpadded_one() -> None:
     answers = []
     for level in ("off", "standard", "strict"):
