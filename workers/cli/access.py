@@ -23,7 +23,7 @@ async def get(
     common: Common = COMMON,
 ) -> int:
     """Print the groups of a document."""
-    async with connected(common, index_key) as client:
+    async with connected(common, index_key, index=index) as client:
         return _show(await client.get_access(index, id), json=json)
 
 
@@ -38,7 +38,7 @@ async def add(
     common: Common = COMMON,
 ) -> int:
     """Add groups to a document, and print what it is of then."""
-    async with connected(common, index_key) as client:
+    async with connected(common, index_key, index=index) as client:
         return _show(await client.add_access(index, id, groups), json=json)
 
 
@@ -53,7 +53,7 @@ async def remove(
     common: Common = COMMON,
 ) -> int:
     """Take groups from a document, and print what it is of then."""
-    async with connected(common, index_key) as client:
+    async with connected(common, index_key, index=index) as client:
         return _show(await client.remove_access(index, id, groups), json=json)
 
 

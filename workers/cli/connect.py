@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from cyclopts import Group, Parameter
 
 from workers.cli.common import USAGE, Common, complain, fail
+from workers.cli.show import cell
 
 if TYPE_CHECKING:
     from workers.client import Client
@@ -31,24 +32,62 @@ IndexKey = Annotated[
 ]
 
 
+def check_index(name: str) -> None:
+    """Refuse what is no name of an index, before anybody is connected to. Raises Exit."""
+    from schemas.errors import InvalidMessage
+    from schemas.ids import check_index_name
+
+    try:
+        check_index_name(name)
+    except InvalidMessage as error:
+        fail(f'"{cell(name)}": {error.message}', USAGE)
+
+
+def check_arguments(op: str, arguments: dict[str, Any]) -> None:
+    """Refuse arguments of an `admin-request` that no key service takes, before one is asked.
+
+    Args:
+        op: e.g. `index.create`.
+        arguments: those of the contract.
+
+    Raises:
+        Exit: the contract does not allow them.
+    """
+    from schemas.admin import ARGS, AdminOp
+    from schemas.codec import convert
+    from schemas.errors import InvalidMessage
+
+    try:
+        convert(ARGS[AdminOp(op)], arguments)
+    except InvalidMessage as error:
+        fail(f"{error.field or op}: {error.message}", USAGE)
+
+
 @asynccontextmanager
 async def connected(
-    common: Common, index_key: Path | None = None, *, anonymous: bool = False
+    common: Common,
+    index_key: Path | None = None,
+    *,
+    index: str | None = None,
+    anonymous: bool = False,
 ) -> AsyncIterator[Client]:
     """Yield an open client; what breaks the contract is refused like any other request.
 
     Args:
         common: says which settings.
         index_key: file with the key of the index.
+        index: name of the index that the command is about.
         anonymous: without a credential, to log in.
 
     Raises:
-        Exit: the key file cannot be used.
+        Exit: the key file cannot be used, or the name is none.
         SettingsError, Reject, Retry, Fatal: as `Client` and its methods.
     """
     from schemas.errors import InvalidMessage
     from workers.errors import Reject
 
+    if index is not None:
+        check_index(index)
     key = None if index_key is None else read_index_key(index_key)
     settings = common.settings()
     quiet_logs()

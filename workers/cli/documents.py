@@ -62,7 +62,7 @@ async def get(
     names = ["content"] if raw else include_names(include)
     wanted = list(dict.fromkeys(ids))
     hits: list[Hit] = []
-    async with connected(common, index_key) as client:
+    async with connected(common, index_key, index=index) as client:
         for start in range(0, len(wanted), _GET_IDS):
             hits += await _fetch(client, index, wanted[start : start + _GET_IDS], names, timeout)
     found = {hit.id for hit in hits if not hit.denied}
@@ -129,7 +129,7 @@ async def delete(
         fail("give at least one id", USAGE)
     operations = [{"op": "delete", "index": index, "id": one} for one in ids]
     deleted, refused = [], []
-    async with connected(common, index_key) as client:
+    async with connected(common, index_key, index=index) as client:
         async for result in client.ingest_many(operations, wait=wait, timeout_s=timeout):
             if result.error is None:
                 deleted.append(result.id)
@@ -161,7 +161,7 @@ async def count(
         Name of the index.
     """
     condition = read_filter(filter)
-    async with connected(common, index_key) as client:
+    async with connected(common, index_key, index=index) as client:
         number = await client.count(index, filter=condition, timeout_s=timeout)
     if json:
         say_json({"index": index, "count": number})
@@ -189,7 +189,7 @@ async def ids(
     """
     condition = read_filter(filter)
     separator = "["
-    async with connected(common, index_key) as client:
+    async with connected(common, index_key, index=index) as client:
         async for one in client.ids(index, filter=condition, timeout_s=timeout):
             if json:
                 sys.stdout.write(f"{separator}\n  {orjson.dumps(one).decode()}")

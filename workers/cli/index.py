@@ -20,7 +20,7 @@ from workers.cli.common import (
     say_json,
     say_table,
 )
-from workers.cli.connect import IndexKey, connected
+from workers.cli.connect import IndexKey, check_arguments, check_index, connected
 from workers.cli.show import cell, moment, printable
 
 app = App(name="index", help="Indexes.")
@@ -92,6 +92,9 @@ async def create(
         "kms": {"provider": "none"} if index_key is not None else _kms(kms),
     }
     given = {option: value for option, value in config.items() if value is not None}
+    check_index(name)
+    check_arguments("index.create", {"index": name, **given})
+    _check_analyzer(analyzer)
     async with connected(common, index_key) as client:
         created = await client.create_index(name, **given)
     if json:
@@ -114,6 +117,13 @@ def _weights(fields: tuple[str, ...]) -> dict[str, float]:
         if not name:
             fail(f"--field {field}: write NAME=WEIGHT, such as title=2", USAGE)
     return weights
+
+
+def _check_analyzer(name: str | None) -> None:
+    from workers.text.analyzer import analyzer_names
+
+    if name is not None and name not in analyzer_names():
+        fail(f"--analyzer {cell(name)}: known are {', '.join(analyzer_names())}", USAGE)
 
 
 def _kms(spec: str | None) -> dict[str, str] | None:
@@ -162,7 +172,7 @@ async def describe(
     common: Common = COMMON,
 ) -> int:
     """Show the settings and keys of an index."""
-    async with connected(common, index_key) as client:
+    async with connected(common, index_key, index=name) as client:
         found = await client.describe_index(name)
     if json:
         say_json(found)
@@ -200,6 +210,7 @@ async def delete(
     yes
         Do not ask. Without a terminal nothing is asked.
     """
+    check_index(name)
     confirm(name, "delete", yes=yes)
     async with connected(common, index_key) as client:
         deleted = await client.delete_index(name)
@@ -230,6 +241,7 @@ async def shred(
     yes
         Do not ask. Without a terminal nothing is asked.
     """
+    check_index(name)
     confirm(name, "shred", yes=yes)
     async with connected(common, index_key) as client:
         done = await client.shred_index(name)

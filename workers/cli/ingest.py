@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 from cyclopts import Parameter, validators
 
 from workers.cli.common import COMMON, OK, REFUSED, AsJson, Common, complain, say, say_json
-from workers.cli.connect import IndexKey, connected
+from workers.cli.connect import IndexKey, check_index, connected
 from workers.cli.options import Wait
 from workers.cli.show import error_json, printable
 
@@ -76,6 +76,7 @@ async def ingest(
     """
     from workers.cli.sources import Sources
 
+    check_index(index)
     settings = common.settings()
     limit = settings.max_content_bytes
     sources = Sources(index, path, ids=ids, max_content_bytes=limit)

@@ -23,11 +23,12 @@ from workers.cli.common import (
     say,
     say_json,
 )
-from workers.cli.connect import IndexKey, connected, read_index_key
+from workers.cli.connect import IndexKey, check_arguments, connected, read_index_key
 from workers.cli.show import cell, moment, printable
 
 if TYPE_CHECKING:
     from workers.client import Client
+    from workers.leases.enrolment import Terms
 
 app = App(name="key", help="Keys of indexes; workers that may have them.")
 
@@ -75,6 +76,7 @@ async def enroll(
     from workers.leases.enrolment import Terms
 
     terms = Terms(id, role, globs(indexes))
+    _check_terms(terms)
     where = folder or common.settings().identity_dir(id)
     known = where / "sign.key"
     # Enrolled once more, after its certificate has ended: the same key.
@@ -122,9 +124,12 @@ async def invite(
         Write it into this file (0600) instead of printing it.
     """
     from workers.leases.certificate import write_secret_file
+    from workers.leases.enrolment import Terms
 
+    terms = Terms(id, role, globs(indexes))
+    _check_terms(terms, ttl)
     async with connected(common) as client:
-        text = await client.invite_worker(id, role, globs(indexes), ttl_s=ttl)
+        text = await client.invite_worker(id, role, terms.indexes, ttl_s=ttl)
     if file is None:
         say(text)
     else:
@@ -159,7 +164,7 @@ async def rotate(
         For kek, where callers keep the index's key: file with the next one, 32 raw bytes.
     """
     new_key = None if new_index_key is None else read_index_key(new_index_key)
-    async with connected(common, index_key) as client:
+    async with connected(common, index_key, index=name) as client:
         done = await client.rotate_key(name, level, new_index_key=new_key)
         if wait and level == "dek":
             done = await _wait(client, name)
@@ -180,7 +185,7 @@ async def status(
     common: Common = COMMON,
 ) -> int:
     """Show the generations of an index's keys, and how far a change is."""
-    async with connected(common, index_key) as client:
+    async with connected(common, index_key, index=name) as client:
         found = await client.key_status(name)
     if json:
         say_json(found)
@@ -205,8 +210,10 @@ async def revoke(
     """
     if indexes and principal.startswith("user/"):
         fail("--indexes: names what a worker served; a user has no data keys", USAGE)
+    served = globs(indexes) if indexes else ()
+    check_arguments("key.revoke", {"principal": principal, "indexes": list(served)})
     async with connected(common) as client:
-        done = await client.revoke(principal, indexes=globs(indexes) if indexes else ())
+        done = await client.revoke(principal, indexes=served)
     if json:
         say_json(done)
     else:
@@ -269,6 +276,19 @@ def globs(given: tuple[str, ...]) -> tuple[str, ...]:
     if not found:
         fail("--indexes: name the indexes, such as acme/*, or * for all", USAGE)
     return found
+
+
+def _check_terms(terms: Terms, ttl_s: int = 3600) -> None:
+    """Refuse what no worker can be certified for. Raises Exit."""
+    check_arguments(
+        "worker.invite",
+        {
+            "worker_id": terms.worker_id,
+            "role": terms.role,
+            "indexes": list(terms.indexes),
+            "ttl_s": ttl_s,
+        },
+    )
 
 
 def read_line(path: Path) -> str:

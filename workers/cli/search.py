@@ -87,7 +87,7 @@ async def search(
     if embed and text is not None:
         numbers = _embedding(text)
     query = _query(text, keyword, numbers, alpha=alpha, syntax=syntax)
-    async with connected(common, index_key) as client:
+    async with connected(common, index_key, index=index) as client:
         result = await client.query(index, query, **options)
     _show(result, json=json)
     return OK

@@ -75,7 +75,7 @@ async def create(
     if not permissions:
         fail("--read, --write, or both", USAGE)
     with new_private_file(out) as write_key:
-        async with connected(common, index_key) as client:
+        async with connected(common, index_key, index=index) as client:
             write_key(await client.create_user_key(index, user_id, permissions))
     complain(f"wrote {out}; nobody can show the key again")
     return OK
@@ -91,7 +91,7 @@ async def list_(
     common: Common = COMMON,
 ) -> int:
     """List who has a key of an index."""
-    async with connected(common, index_key) as client:
+    async with connected(common, index_key, index=index) as client:
         keys = await client.list_user_keys(index)
     if json:
         say_json(keys)
@@ -116,7 +116,7 @@ async def delete(
     common: Common = COMMON,
 ) -> int:
     """End a user's key: workers refuse it within a minute."""
-    async with connected(common, index_key) as client:
+    async with connected(common, index_key, index=index) as client:
         await client.delete_user_key(index, user_id)
     complain(f"ended the key of {printable(user_id)}")
     return OK

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from workers.cli.common import COMMON, OK, REFUSED, AsJson, Common, complain, say, say_json
-from workers.cli.connect import IndexKey, check_pinned, quiet_logs, read_index_key
+from workers.cli.connect import IndexKey, check_index, check_pinned, quiet_logs, read_index_key
 from workers.cli.show import printable
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ async def verify(
     worker_id
         Whose identity in HOME/workers leases the keys: one of role query.
     """
+    check_index(index)
     key = None if index_key is None else read_index_key(index_key)
     quiet_logs()
     with _progress() as told:

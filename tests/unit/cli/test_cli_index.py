@@ -64,12 +64,55 @@ def test_a_kms_without_a_key_is_the_providers_default(run, client):
         ("--metric", "manhattan"),
         ("--dimension", "many"),
         ("--unknown",),
+        ("--dimension", "0"),
+        ("--dimension", "70000"),
+        ("--shards", "1025"),
+        ("--field", "$title=2"),
+        ("--field", "title=-1"),
+        ("--field", "title=nan"),
+        ("--analyzer", "klingon"),
     ],
 )
 def test_create_refuses_bad_usage(run, client, arguments):
     done = run("index", "create", "i", *arguments)
     assert done.code == 2
     assert not client.calls
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("index", "create", "NAME"),
+        ("index", "describe", "NAME"),
+        ("index", "delete", "NAME"),
+        ("index", "shred", "NAME"),
+        ("key", "rotate", "NAME"),
+        ("key", "status", "NAME"),
+        ("user-key", "list", "NAME"),
+        ("access", "get", "NAME", "d"),
+        ("ingest", "NAME", "-"),
+        ("search", "NAME", "words"),
+        ("get", "NAME", "d"),
+        ("delete", "NAME", "d"),
+        ("count", "NAME"),
+        ("ids", "NAME"),
+        ("verify", "NAME"),
+    ],
+    ids=" ".join,
+)
+def test_a_bad_name_is_told_where_nothing_runs(run, command):
+    done = run(*("BAD NAME" if part == "NAME" else part for part in command), "--home", "nowhere")
+    assert done.code == 2
+    assert '"BAD NAME": must be an index name: 1 to 128 characters' in done.err
+    assert done.out == ""
+
+
+@pytest.mark.parametrize("name", ["", ".a", "a" * 129, "a\n", "\x1b[2J"])
+def test_a_bad_name_does_nothing_to_the_terminal(run, name):
+    done = run("index", "create", name)
+    assert done.code == 2
+    assert "must be an index name" in done.err
+    assert "\x1b" not in done.err
 
 
 def test_an_index_key_means_that_the_caller_keeps_it(run, client, tmp_path):

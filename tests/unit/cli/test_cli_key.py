@@ -124,6 +124,24 @@ def test_revoke_takes_indexes_of_workers_alone(run, client):
     assert run("key", "revoke", "user/alice").code == 0
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("enroll", "--role", "index", "--indexes", "*", "--id", "../far"),
+        ("invite", "--role", "index", "--indexes", "a" * 129, "--id", "far"),
+        ("invite", "--role", "index", "--indexes", "*", "--id", "far", "--ttl", "1"),
+        ("revoke", "far-1"),
+        ("revoke", "worker/"),
+    ],
+    ids=" ".join,
+)
+def test_what_no_key_service_takes_is_told_where_nothing_runs(run, command):
+    done = run("key", *command, "--home", "nowhere")
+    assert done.code == 2
+    # What is wrong, not that nothing runs.
+    assert "stack" not in done.err
+
+
 def test_shred_says_what_is_left(run, client):
     client.answers["shred_index"] = {"objects_left": 0}
     assert run("index", "shred", "i", "--yes").out == "shredded i: 0 objects left\n"
