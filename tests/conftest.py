@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 import structlog
 
@@ -31,6 +32,17 @@ from workers.local.state import StackState, read_state
 from workers.settings import Settings, load_settings, parse_env_file
 
 START_DEADLINE_S = 240.0
+
+# Examples are the same in every run, and none has to be quick: a test fails for what the code does,
+# never for what was drawn or for how busy the machine is. Others: --hypothesis-profile=default.
+hypothesis.settings.register_profile(
+    "steady",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("steady")
 
 
 @dataclass(frozen=True, slots=True)
