@@ -14,7 +14,7 @@ from workers.kafka import aio_producer
 from workers.kafka.aio_producer import AioProducer, Idempotence
 from workers.kafka.config import Idempotent, KafkaConfig
 
-DEADLINE_S = 5.0
+DEADLINE_S = 60.0
 
 
 class FakeClient:

@@ -56,7 +56,7 @@ class Answers:
         self.requests.append((request.method, request.path, body, dict(request.headers)))
         return await self.handler(request)
 
-    def kms(self, timeout_s: float = 2.0) -> VaultKms:
+    def kms(self, timeout_s: float = 60.0) -> VaultKms:
         config = VaultConfig(
             address=str(self.server.make_url("")),
             token=TOKEN,
@@ -180,7 +180,8 @@ async def test_a_refused_connection_is_unavailable() -> None:
     with socket.socket() as taken:
         # Bound but not listening: connecting to it is refused.
         taken.bind(("127.0.0.1", 0))
-        config = VaultConfig(address=f"http://127.0.0.1:{taken.getsockname()[1]}", token=TOKEN)
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        config = VaultConfig(address=address, token=TOKEN, timeout_s=60.0)
         error = await refusal(VaultKms(config, mount="transit", default_key="one"))
     assert isinstance(error, KmsUnavailable)
     assert "cannot be reached" in error.message
