@@ -115,6 +115,7 @@ async def test_names_and_arguments_that_are_refused(world):
             "args.kms.provider",
         ),
         ({"index": "a", "kms": {"provider": "none"}}, ErrorCode.WRONG_KEY, "auth.index_key"),
+        ({"index": "a", "analyzer": "klingon"}, ErrorCode.UNSUPPORTED, "args.analyzer"),
     ):
         refused = await world.admin("index.create", args)
         assert refused.error.code is code

@@ -34,6 +34,7 @@ from workers.leases.certificate import CLOCK_SKEW_S, Clock
 from workers.leases.directory import KEY_SERVICE_KEY, PublicKey
 from workers.storage import layout
 from workers.storage.store import Store
+from workers.text.analyzer import analyzer_names
 
 _DELETE_BATCH: Final = 500
 _SCANS: Final = 3
@@ -96,6 +97,12 @@ class IndexOperations:
         principal.require(Scope.INDEX)
         if arguments.index == KEY_SERVICE_KEY:
             raise Reject(ErrorCode.INVALID_MESSAGE, "this name is reserved", field="args.index")
+        if arguments.analyzer not in analyzer_names():
+            # Nothing could ever be stored in that index.
+            known = ", ".join(analyzer_names())
+            raise Reject(
+                ErrorCode.UNSUPPORTED, f"no such analyzer: there are {known}", field="args.analyzer"
+            )
         if found is None:
             record = await self._make(asked, arguments, principal)
         elif found[0].request_id == request.request_id and found[0].owner == principal.id:
