@@ -18,8 +18,9 @@ from workers.local.roles import sealstream
 from workers.local.servers import weed_sockets
 from workers.local.state import StackState, read_remembered, read_state, running, state_path
 
-# Workers drain for up to 30 s, servers take 5 s; more than that means it hangs.
-STOP_DEADLINE_S = 90.0
+# Stage by stage: two of workers, which drain for up to 30 s, and four of servers, which take up to
+# 10 s; more than that means it hangs.
+STOP_DEADLINE_S = 180.0
 _POLL_S = 0.1
 _STALE_S = 10.0
 _PROGRESS = re.compile(r"\d\d:\d\d:\d\d ")
@@ -101,7 +102,7 @@ def stop(home: Path, deadline_s: float = STOP_DEADLINE_S) -> bool:
     if state is None:
         _clean(home)
         return False
-    if not _signal(state, signal.SIGTERM, deadline_s) and not _signal(state, signal.SIGKILL, 10.0):
+    if not _signal(state, signal.SIGTERM, deadline_s) and not _signal(state, signal.SIGKILL, 30.0):
         raise StackError(f"the supervisor (process {state.pid}) cannot be stopped")
     _clean(home)
     return True

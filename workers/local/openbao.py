@@ -24,7 +24,7 @@ MOUNT, KEY = "transit", "sealstream"
 KMS_SPEC = f"vault:{MOUNT}/{KEY}"
 PORTS = ("vault", "vault-cluster")
 # Its initialisation takes seconds, and must not be cut off: it tells the unseal key only once.
-_CALL_S = 30.0
+_CALL_S = 120.0
 POLICY_NAME = "sealstream-keys"
 POLICY = "\n".join(
     f'path "{path}" {{ capabilities = ["{capability}"] }}'

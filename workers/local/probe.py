@@ -14,7 +14,7 @@ from workers.local.ports import LOOPBACK
 Probe = Callable[[], Awaitable[bool]]
 """Return whether it is ready; may raise OSError, TimeoutError or EOFError while it is not."""
 
-ANSWER_S = 2.0
+ANSWER_S = 10.0
 _POLL_S = 0.05
 _NOT_YET = (OSError, TimeoutError, EOFError, orjson.JSONDecodeError)
 

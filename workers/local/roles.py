@@ -17,7 +17,7 @@ from workers.local.servers import Server
 ROLES = ("keys", "ingest", "index", "query")
 DEFAULT_COUNTS = dict.fromkeys(ROLES, 1)
 _MOST = 64
-_START_DEADLINE_S = 180.0
+_START_DEADLINE_S = 300.0
 # A worker drains within its setting `drain_s` (20 s); the rest is for closing clients.
 _GRACE_S = 30.0
 

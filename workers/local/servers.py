@@ -28,7 +28,7 @@ from workers.local.process import Command
 
 WEED_PORTS = ("master", "volume", "filer", "s3")
 PORTS = (*WEED_PORTS, *(f"{name}-grpc" for name in WEED_PORTS), "kafka")
-START_DEADLINE_S = 90.0
+START_DEADLINE_S = 240.0
 # The folder is fixed in SeaweedFS, whatever TMPDIR says.
 _TMP = Path("/tmp")  # noqa: S108
 # The kernel takes 107 bytes.

@@ -42,7 +42,7 @@ from workers.runtime.wait import Stopped, unless
 from workers.settings import Settings, load_settings, parse_env_file
 from workers.storage.open import open_store
 
-_STEP_DEADLINE_S = 60.0
+_STEP_DEADLINE_S = 240.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from workers.kafka.open import open_broker
 from workers.local.errors import StartFailed
 from workers.settings import Settings
 
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 _RETRY_S = 0.2
 
 T = TypeVar("T")
