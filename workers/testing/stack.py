@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import io
 import secrets
-import socket
 import tarfile
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +29,7 @@ from testcontainers.core.labels import create_labels
 from testcontainers.core.network import Network
 
 from workers.client import Client
+from workers.local import ports
 from workers.local.files import write_private
 from workers.local.provision import WORKERS, Kms
 from workers.settings import Settings, parse_env_file, variables
@@ -38,7 +38,9 @@ from workers.testing.parts import CLIENT_ENV, USER, VOLUMES, Broker, Part, Parts
 
 _POLL_S: Final = 0.25
 _LOG_LINES: Final = 40
-_ONCE_S: Final = 120.0
+_ONCE_S: Final = 300.0
+# Seconds for a single call: a busy machine makes and removes containers slowly.
+_API: Final = {"timeout": 300}
 
 
 class ContainersError(RuntimeError):
@@ -68,7 +70,7 @@ class SealstreamStack:
         kms: Kms = "local",
         broker: Broker = "tansu",
         images: Images | None = None,
-        start_timeout_s: float = 180.0,
+        start_timeout_s: float = 300.0,
     ) -> None:
         if index is None and (index_options or index_key):
             raise ValueError("index_options and index_key are of an index: name it")
@@ -202,16 +204,16 @@ class SealstreamStack:
 
     def _start(self) -> None:
         try:
-            self._docker = DockerClient()
+            self._docker = DockerClient(**_API)
         except DockerException as error:
             raise ContainersError("no Docker daemon answers that this user may ask") from error
-        self._network = Network().create()
+        self._network = Network(docker_client_kw=_API).create()
         for name in VOLUMES:
             labels = create_labels(self._images.sealstream, None)
             made = self._docker.client.volumes.create(f"{self._prefix}-{name}", labels=labels)
             self._volumes.append(made)
         # The broker must tell clients its port before it has one.
-        host, port = self._docker.host(), _free_port()
+        host, port = self._docker.host(), ports.choose(["kafka"], {})["kafka"]
         parts = Parts(self._images, self._kms, self._broker, host, port)
         self._once(parts.secrets())
         for part in parts.stores():
@@ -261,7 +263,7 @@ class SealstreamStack:
     # --- containers --------------------------------------------------------------------------
 
     def _run(self, part: Part, outside: Parts | None = None) -> DockerContainer:
-        container = DockerContainer(part.image, env=dict(part.environment))
+        container = DockerContainer(part.image, docker_client_kw=_API, env=dict(part.environment))
         options: dict[str, Any] = {
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges:true"],
@@ -319,14 +321,6 @@ class SealstreamStack:
     def _failed(self, name: str, what: str) -> ContainersError:
         lines = self.logs(name).splitlines()[-_LOG_LINES:]
         return ContainersError("\n".join([f"the container {name} {what}:", *lines]))
-
-
-def _free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _together(*calls: Callable[[], Any]) -> None:
