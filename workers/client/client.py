@@ -27,7 +27,7 @@ from workers.client.admin import Administrator
 from workers.client.administration import Administration
 from workers.client.connection import Connection, plain_json
 from workers.client.ingest import IN_FLIGHT, Ingestor, Operations, Wait
-from workers.client.query import FANOUT, Querier
+from workers.client.query import FANOUT, QUERY_S, Querier
 from workers.client.session import Protection, Secrets, Session
 from workers.crypto.secret import SecretBytes
 from workers.errors import Reject
@@ -294,7 +294,7 @@ class Client(Administration):
         query: dict[str, Any] | Sequence[dict[str, Any]],
         *,
         after: Sequence[IngestResult] = (),
-        timeout_s: float = 5.0,
+        timeout_s: float = QUERY_S,
         **options: Any,
     ) -> QueryResult:
         """Send a `query` of the contract, or a batch of them.
@@ -322,7 +322,7 @@ class Client(Administration):
         vector: VectorLike | None = None,
         alpha: float | None = None,
         after: Sequence[IngestResult] = (),
-        timeout_s: float = 5.0,
+        timeout_s: float = QUERY_S,
         **options: Any,
     ) -> QueryResult:
         """Search by keyword, text or vector; by text and vector together it is hybrid.

@@ -23,6 +23,8 @@ from workers.leases.signed import verify_record
 
 FANOUT: Final = 4
 """Kafka keys over which a client spreads the requests for one index, so that caches stay warm."""
+QUERY_S: Final = 30.0
+"""Seconds that the workers may take to answer, unless the caller says otherwise."""
 # What the answer may take to travel after the worker's own deadline.
 _GRACE_S: Final = 2.0
 
@@ -75,7 +77,7 @@ class Querier:
         query: dict[str, Any] | Sequence[dict[str, Any]],
         *,
         after: Sequence[IngestResult] = (),
-        timeout_s: float = 5.0,
+        timeout_s: float = QUERY_S,
         **options: Any,
     ) -> QueryResult:
         """Send a query, or a batch, and wait for its result.
