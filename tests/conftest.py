@@ -31,7 +31,7 @@ from workers.local.process import die_with_parent
 from workers.local.state import StackState, read_state
 from workers.settings import Settings, load_settings, parse_env_file
 
-START_DEADLINE_S = 240.0
+START_DEADLINE_S = 600.0
 
 # Examples are the same in every run, and none has to be quick: a test fails for what the code does,
 # never for what was drawn or for how busy the machine is. Others: --hypothesis-profile=default.

@@ -38,9 +38,9 @@ from workers.local.process import die_with_parent
 FOLDER = Path(__file__).parent / "kafka"
 POM = FOLDER / "pom.xml"
 BOOTSTRAP = "KAFKA_BOOTSTRAP"
-START_S = 120.0
+START_S = 300.0
 _POLL_S = 0.1
-STOP_S = 30.0
+STOP_S = 60.0
 JAVA = 17
 # Small, and quick to start rather than quick in the long run.
 _JVM = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
@@ -227,7 +227,7 @@ class Node:
         """Ask which versions it speaks (ApiVersions, key 18): answered once it is in service."""
         request = struct.pack(">hhih", 18, 0, 1, -1)
         try:
-            with socket.create_connection((ports.LOOPBACK, self._port), 2.0) as plain:
+            with socket.create_connection((ports.LOOPBACK, self._port), 10.0) as plain:
                 peer = plain
                 if self._tls is not None:
                     peer = self._tls.wrap_socket(plain, server_hostname="localhost")

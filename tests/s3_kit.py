@@ -19,7 +19,7 @@ from workers.local import ports
 from workers.local.process import die_with_parent
 from workers.storage.config import StoreConfig
 
-START_S = 60.0
+START_S = 240.0
 BUCKET = "contract"
 
 

@@ -65,7 +65,9 @@ async def test_documents_by_the_client(stack: Stack, protection: Protection) -> 
         gone = await client.remove_keywords(index, "id1", ["keyword4"], wait="searchable")
         assert await answers(client, index, [gone]) == AFTER
         # The pair is gone, the document is not.
-        hits = await client.get(index, ["id1", "id2", "id3"], include=["content"])
+        hits = await client.get(
+            index, ["id1", "id2", "id3"], include=["content"], timeout_s=QUERY_S
+        )
         assert {hit.id: hit.content for hit in hits} == {
             id_: f"the content of {id_}" for id_ in PAIRS
         }

@@ -30,7 +30,7 @@ from saml_kit import (
     response,
     signer,
 )
-from stack_kit import Shell, Stack, bare, connect, new_name, of_token
+from stack_kit import QUERY_S, Shell, Stack, bare, connect, new_name, of_token
 
 from schemas.errors import ErrorCode
 from workers.identity.claims import group_id
@@ -160,7 +160,9 @@ async def use(stack: Stack, way: Oidc | Saml) -> list[str]:
     as_alice, as_bob = (Shell(stack, tokens[name]) for name in ("alice", "bob"))
     await asyncio.to_thread(as_alice.run, "index", "create", index)
     await share_by_groups(partial(of_token, stack), index, tokens, staff)
-    found = await asyncio.to_thread(as_bob.json, "search", index, "hello")
+    found = await asyncio.to_thread(
+        as_bob.json, "search", index, "hello", "--timeout", f"{QUERY_S:g}"
+    )
     assert [hit["id"] for hit in found["hits"]] == ["doc"]
 
     expired = way.expired()
@@ -168,7 +170,7 @@ async def use(stack: Stack, way: Oidc | Saml) -> list[str]:
     for shown in (expired, *others):
         code = ErrorCode.EXPIRED if shown is expired else ErrorCode.UNAUTHENTICATED
         async with of_token(stack, shown) as nobody:
-            await refused(nobody.count(index), code)
+            await refused(nobody.count(index, timeout_s=QUERY_S), code)
             await refused(nobody.list_indexes(), code)
     # The realm's own users are there as ever.
     async with connect(stack) as admin:

@@ -38,7 +38,7 @@ def test_both_programs_run(stack: Stack) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
     assert "doc-2" in done.stdout

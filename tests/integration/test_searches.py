@@ -402,7 +402,9 @@ async def test_ids_in_pages(library: Library, sharded: Library, shards: int) -> 
 async def test_count(library: Library, sharded: Library) -> None:
     for where_ in (library, sharded):
         assert (await where_.query({"count": True})).count == len(BODIES)
-        assert await where_.client.count(where_.index, filter={"lang": "de"}) == 2
+        assert (
+            await where_.client.count(where_.index, filter={"lang": "de"}, timeout_s=QUERY_S) == 2
+        )
 
 
 async def test_shards_answer_as_one(library: Library, sharded: Library) -> None:
@@ -571,8 +573,8 @@ async def test_upsert_replaces_the_whole_document(client: Client) -> None:
     assert await found({"text": "new"}) == ["doc"]
     assert await found({"vector": np.array([1, 0], "f4")}) == []
     assert await found({"filter_only": True}, filter={"state": "old"}) == []
-    assert await client.count(index) == 1
-    [hit] = await client.get(index, ["doc"], include=["content", "metadata"])
+    assert await client.count(index, timeout_s=QUERY_S) == 1
+    [hit] = await client.get(index, ["doc"], include=["content", "metadata"], timeout_s=QUERY_S)
     assert (hit.content, hit.version) == ("new words", 2)
     assert not hit.metadata
 
@@ -587,7 +589,7 @@ async def test_delete_removes_document_and_pairs(client: Client) -> None:
     for query in ({"keyword": "k"}, {"text": "words"}, {"ids": True}, {"get": ["gone", "stays"]}):
         result = await client.query(index, query, after=[done], timeout_s=QUERY_S)
         assert ids(result.hits) == ["stays"], query
-    assert ids((await client.search(index, keyword="later")).hits) == []
+    assert ids((await client.search(index, keyword="later", timeout_s=QUERY_S)).hits) == []
     again = await client.ingest(index, "gone", content="back", keywords=["k"], wait="searchable")
     result = await client.search(index, keyword="k", after=[again], timeout_s=QUERY_S)
     assert ids(result.hits) == ["stays", "gone"]

@@ -37,7 +37,7 @@ TABLE: dict[str, Any] = json.loads((DEPLOY / "acls.json").read_text())
 WORKERS = ("keys", "ingest", "index", "query")
 SUPER = "kafka-admin"
 STRANGER = "stranger"
-START_S = 120.0
+START_S = 300.0
 
 
 # --- certificates --------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from workers.settings import Settings, load_settings, parse_env_file
 
 PROJECT = Path(__file__).parents[3]
 WORKERS = ("keys", "ingest", "index", "query")
-UP_S = 300.0
+UP_S = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Composed:
 def command() -> list[str]:
     """Return `docker compose`, or the older program where there is no plugin."""
     plugin = subprocess.run(
-        ["docker", "compose", "version"], capture_output=True, check=False, timeout=60
+        ["docker", "compose", "version"], capture_output=True, check=False, timeout=300
     )
     old = shutil.which("docker-compose")
     return [old] if plugin.returncode != 0 and old else ["docker", "compose"]

@@ -44,7 +44,7 @@ def missing(what: str) -> NoReturn:
 def _connect() -> Any:
     """Return a client of the daemon that the environment names; None if there is none."""
     try:
-        return docker.from_env()
+        return docker.from_env(timeout=300)
     except DockerException:
         pass
     # It leaves the socket that it could not connect, to be found as an error later.

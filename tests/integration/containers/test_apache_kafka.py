@@ -12,7 +12,7 @@ from stack_kit import QUERY_S
 
 from workers.testing import SealstreamStack
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 
 async def test_the_profile_of_compose(docker_client: Any, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from workers.client import Client
 from workers.client.session import Protection
 from workers.errors import Reject, Retry
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 SERVICES = (*WORKERS, "s3", "kms", "tansu", "tansu-proxy")
 ONCE = ("secrets", "buckets", "topics", "realm")
@@ -80,7 +80,7 @@ async def test_programs_of_the_readme(system: Composed, client: Client) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
     assert "high water at noon" in done.stdout
@@ -110,15 +110,17 @@ async def test_a_wrong_key_is_refused(system: Composed) -> None:
                 with pytest.raises(Reject) as refused:
                     await attempt
                 assert refused.value.code is ErrorCode.WRONG_KEY
-        assert [hit.id for hit in (await owner.search(index, "tide")).hits] == ["doc"]
+        assert [hit.id for hit in (await owner.search(index, "tide", timeout_s=QUERY_S)).hits] == [
+            "doc"
+        ]
 
 
 async def test_the_command_line_inside(system: Composed, client: Client) -> None:
     index = new_name("inside")
     await client.create_index(index)
     await client.ingest(index, "doc", content="the tide", keywords=["sea"], wait="searchable")
-    run = ("run", "--rm", "-T", "cli")
-    told = await asyncio.to_thread(system.compose, *run, "search", index, "tide", "--json")
+    run, wait = ("run", "--rm", "-T", "cli"), ("--timeout", f"{QUERY_S:g}")
+    told = await asyncio.to_thread(system.compose, *run, "search", index, "tide", *wait, "--json")
     assert [hit["id"] for hit in json.loads(told)["hits"]] == ["doc"]
     told = await asyncio.to_thread(system.compose, *run, "verify", index, "--json")
     assert json.loads(told)["ok"] is True
@@ -241,7 +243,7 @@ def test_rights_in_the_bucket_end_with_the_role(
 def test_only_the_key_service_reaches_the_kms(system: Composed) -> None:
     program = (
         "import socket\n"
-        "try: socket.create_connection(('kms', 8200), 5); print('reached')\n"
+        "try: socket.create_connection(('kms', 8200), 60); print('reached')\n"
         "except OSError: print('not there')"
     )
     told = {name: system.inside(name, "python3", "-c", program).strip() for name in WORKERS}

@@ -9,7 +9,7 @@ import pytest
 
 from workers.testing import Images
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 IMAGE = Images().sealstream
 # Above the base: it would be easy to ship a compiler, a package index's cache, or everybody's KMS.
@@ -81,7 +81,7 @@ def test_a_worker_without_servers_is_not_well(docker_client: Any) -> None:
         IMAGE, ["worker", "query"], detach=True, read_only=True, network_mode="none"
     )
     try:
-        assert container.wait(timeout=120)["StatusCode"] == 3
+        assert container.wait(timeout=600)["StatusCode"] == 3
         assert b"STORAGE_UNAVAILABLE" in container.logs() or b"UNAUTHENTICATED" in container.logs()
     finally:
         container.remove(force=True)

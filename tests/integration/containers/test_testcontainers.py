@@ -20,7 +20,7 @@ from schemas.errors import ErrorCode
 from workers.errors import Reject
 from workers.testing import ContainersError, Images, SealstreamStack
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 README = Path(__file__).parents[3] / "workers" / "testing" / "README.md"
 KEY = bytes(range(32))
@@ -74,7 +74,7 @@ async def test_other_programs_reach_it(stack: SealstreamStack) -> None:
     async with stack.client(index_key=None) as client:
         await client.create_index(index)
         await client.ingest(index, "doc", content="the tide", wait="searchable")
-    arguments = ["search", index, "tide"]
+    arguments = ["search", index, "tide", "--timeout", f"{QUERY_S:g}"]
     for more, env in (
         (["--home", str(stack.home)], dict(os.environ)),
         ([], os.environ | stack.env),
@@ -86,7 +86,7 @@ async def test_other_programs_reach_it(stack: SealstreamStack) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         assert "doc" in done.stdout
@@ -128,7 +128,7 @@ def test_the_readme_example(docker_client: Any, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
