@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from workers.chain.faults import damaged
 from workers.chain.head import SegmentRef
@@ -96,6 +97,8 @@ class SegmentFile:
         self._keys = keys
         self._data = data if data is not None else (ref.inline or None)
         self._directory: Directory | None = None
+        # Where the blocks of a column begin, and where the last one ends.
+        self._edges: dict[BlockKind, NDArray[np.int64]] = {}
         self._opened_key = self.key + "#open"
 
     @property
@@ -230,11 +233,17 @@ class SegmentFile:
             Damaged: the column has no such block.
         """
         column = (await self.directory(stats)).columns.get(kind)
-        lengths = np.frombuffer(column[2] if column else b"", "<u4").astype(np.int64)
-        if column is None or (len(numbers) and max(numbers) >= len(lengths)):
+        if column is None or (len(numbers) and max(numbers) >= len(column[2]) // 4):
             raise damaged(f"a {kind.name} block of shard {self._shard} is missing")
-        places = column[1] + np.cumsum(lengths) - lengths
-        wanted = [_Block(number, int(places[number]), int(lengths[number])) for number in numbers]
+        places = self._edges.get(kind)
+        if places is None:
+            lengths = np.frombuffer(column[2], "<u4")
+            places = column[1] + np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+            self._edges[kind] = places
+        wanted = [
+            _Block(number, int(places[number]), int(places[number + 1] - places[number]))
+            for number in numbers
+        ]
         found: dict[int, bytes] = {}
         absent: list[_Block] = []
         for block in wanted:
@@ -344,8 +353,9 @@ async def gather_all(tasks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
     On the first failure cancel the others, wait for them to end, and raise it.
     """
-    if len(tasks) == 1:
-        return [await tasks[0]]
+    if len(tasks) < 2:
+        # A task costs more than most reads from the cache.
+        return [await task for task in tasks]
     running = [asyncio.ensure_future(task) for task in tasks]
     try:
         return list(await asyncio.gather(*running))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +24,7 @@ from workers.chain.columns import (
 )
 from workers.chain.kinds import BlockKind
 from workers.chain.rows import GroupSet, ids_array, split_ids
-from workers.chain.segment_file import ReadStats, SegmentFile, both
+from workers.chain.segment_file import ReadStats, SegmentFile, gather_all
 
 T = TypeVar("T")
 RowNumbers = NDArray[np.int64]
@@ -54,12 +54,17 @@ class Table:
 
     async def objects(self, rows: RowNumbers) -> list[tuple[bytes, bytes]]:
         """Return (object pointer, pack)."""
-        pointers, packs = await both(self._values(BlockKind.OBJECT, rows), self._packs_of(rows))
-        return list(zip(pointers, packs, strict=True))
-
-    async def _packs_of(self, rows: RowNumbers) -> list[bytes]:
-        records, packs = await both(self.records(BlockKind.ROWS, rows), self.packs())
-        return [packs[n] if n >= 0 else b"" for n in records["pack"].tolist()]
+        reads: list[Coroutine[Any, Any, Any]] = [
+            self._values(BlockKind.OBJECT, rows),
+            self.records(BlockKind.ROWS, rows),
+            self.packs(),
+        ]
+        pointers, records, packs = await gather_all(reads)
+        numbers = records["pack"].tolist()
+        return [
+            (pointer, packs[number] if number >= 0 else b"")
+            for pointer, number in zip(pointers, numbers, strict=True)
+        ]
 
     async def groups(self, rows: RowNumbers) -> list[GroupSet]:
         """Return access lists."""

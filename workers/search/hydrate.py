@@ -31,7 +31,7 @@ class Shown:
         vector: float16 or float32 `(d,)`, as stored.
         pointer: encoded object pointer (`workers.objects.pack`), b"" for no content.
         pack: wrapped key of the pack that the pointer names, b"" for none.
-        groups: group tokens of the access list.
+        groups: group tokens of the access list; () where they were not asked for.
     """
 
     version: int = 0
@@ -92,8 +92,9 @@ async def _read(
 
     async def read_objects() -> None:
         objects[:] = await shard.objects(segment, rows)
-        # Not at the same time: both read the same column.
-        groups[:] = await shard.groups(segment, rows)
+        if Include.GROUPS in wanted:
+            # Not at the same time: both read the same column.
+            groups[:] = await shard.groups(segment, rows)
 
     async def read_versions() -> None:
         versions[:] = (await shard.origins(segment, rows))["version"].tolist()

@@ -135,3 +135,24 @@ async def test_the_rounds_of_a_vector_query_do_not_rise_with_the_segments(segmen
     assert ids[0] == "7"
     # The head; directories; access lists; buckets; large nodes, if any; ids.
     assert counted.rounds <= 6
+
+
+@pytest.mark.parametrize(
+    ("include", "blocks"),
+    [
+        ([], 0),
+        # Pointers, packs, which pack is whose, versions; and, if asked, which list is whose, lists.
+        ([Include.CONTENT], 4),
+        ([Include.CONTENT, Include.GROUPS], 6),
+    ],
+)
+async def test_what_hits_show_is_read_where_it_is_asked_for(include: Any, blocks: int) -> None:
+    index = await make_index()
+    await index.write(*(Doc(f"{i}", keywords=("all",), packed=True) for i in range(20)))
+    found = (await index.answer(KeywordQuery(keyword="all"))).candidates
+    await hydrate(await index.snapshot(), found, include)
+    warm = await index.snapshot()
+    shown = await hydrate(warm, found, include)
+    assert {bool(one.groups) for one in shown} == {Include.GROUPS in include}
+    stats = warm.shards[0].stats
+    assert (stats.gets, stats.cache_hits) == (0, blocks)
