@@ -15,8 +15,9 @@ class StoreConfig:
         endpoint: URL of the server; None for AWS. Plain http is accepted only if the URL says so.
         region: for signing.
         access_key_id, secret_access_key, session_token: None looks for a web identity, a
-            container's or an instance's role.
-        profile: a profile of the AWS configuration files, if no keys are given (needs boto3).
+            container's or an instance's role, whose credentials are renewed before they end.
+        profile: a profile of the AWS configuration files, if no keys are given (needs boto3);
+            followed while it changes.
         virtual_hosted: address the bucket by host name, not by path.
         read_only: refuse to write before any request is made.
         request_timeout_s: deadline of one attempt.

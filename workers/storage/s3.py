@@ -36,8 +36,9 @@ from workers.storage.store import ObjectInfo, Role, Stored, StoreStats, check_ra
 
 if TYPE_CHECKING:
     from obstore import GetOptions, PutMode
-    from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import ClientConfig, S3Config
+
+    from workers.storage.profile import ProfileCredentials
 
 # Ranges nearer than this are read in one request: a request costs about what 256 KiB cost.
 _COALESCE_BYTES = 256 * 1024
@@ -241,14 +242,13 @@ def _client(config: StoreConfig, max_retries: int) -> ObstoreS3:
     )
 
 
-def _profile(config: StoreConfig) -> Boto3CredentialProvider | None:
-    """Return what reads and renews the credentials of a named profile (needs boto3)."""
+def _profile(config: StoreConfig) -> ProfileCredentials | None:
+    """Return what follows the credentials of a named profile (needs boto3)."""
     if config.profile is None or config.access_key_id is not None:
         return None
-    import boto3
-    from obstore.auth.boto3 import Boto3CredentialProvider
+    from workers.storage.profile import ProfileCredentials
 
-    return Boto3CredentialProvider(boto3.Session(profile_name=config.profile))
+    return ProfileCredentials(config.profile)
 
 
 @contextmanager
