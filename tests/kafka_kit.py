@@ -42,6 +42,8 @@ START_S = 300.0
 _POLL_S = 0.1
 STOP_S = 60.0
 JAVA = 17
+# How often a download is tried.
+DOWNLOADS = 4
 # Small, and quick to start rather than quick in the long run.
 _JVM = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 _LOG = """
@@ -119,11 +121,15 @@ def jars() -> Path:
 def _fetch(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as made:
         output = Path(made) / "jars"
-        argv = ["mvn", "-B", "-q", "-f", str(POM), "dependency:copy-dependencies"]
-        done = subprocess.run(
-            [*argv, f"-DoutputDirectory={output}"], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
+        # `-U`: what could not be had a moment ago may be there now.
+        argv = ["mvn", "-B", "-q", "-U", "-f", str(POM), "dependency:copy-dependencies"]
+        for _ in range(DOWNLOADS):
+            done = subprocess.run(
+                [*argv, f"-DoutputDirectory={output}"], capture_output=True, text=True, check=False
+            )
+            if done.returncode == 0:
+                break
+        else:
             pytest.fail(f"Maven cannot fetch Apache Kafka:\n{done.stdout}", pytrace=False)
         output.rename(folder)
 

@@ -6,7 +6,6 @@ import base64
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,10 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from workers.local import ports
 from workers.local.process import die_with_parent
 
 AUDIENCE = "sealstream"
 RECIPIENT = "http://127.0.0.1:9/acs"
+START_S = 240.0
 
 
 class Provider:
@@ -27,9 +28,7 @@ class Provider:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = ports.choose(["idp"], {})["idp"]
         self.issuer = f"http://127.0.0.1:{self.port}"
         (home / "keys").mkdir(parents=True)
         users = {
@@ -76,18 +75,23 @@ class Provider:
                 preexec_fn=die_with_parent(),
             )
         try:
-            for _ in range(600):
-                try:
-                    self._get("/.well-known/openid-configuration")
-                    break
-                except OSError:
-                    assert process.poll() is None, (self.home / "log").read_text()
-                    # Another process can only be polled.
-                    time.sleep(0.1)
+            end = time.monotonic() + START_S
+            while not self._answers():
+                assert process.poll() is None, (self.home / "log").read_text()
+                assert time.monotonic() < end, (self.home / "log").read_text()
+                # Another process can only be polled.
+                time.sleep(0.1)
             yield
         finally:
             process.terminate()
             process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            self._get("/.well-known/openid-configuration")
+        except OSError:
+            return False
+        return True
 
     def new_keys(self) -> None:
         shutil.rmtree(self.home / "keys")
@@ -132,5 +136,5 @@ class Provider:
         request = urllib.request.Request(
             self.issuer + path, form, {"Authorization": f"Basic {application}"}
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return bytes(answer.read())

@@ -26,7 +26,7 @@ from workers.storage.open import open_store
 
 pytestmark = pytest.mark.integration
 
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 
 
 def command(*arguments: str) -> list[str]:
@@ -175,9 +175,7 @@ def test_a_taken_port_is_replaced(detached: Path) -> None:
 
 def test_a_server_that_cannot_start_shows_its_log(home: Path) -> None:
     # Where SeaweedFS wants its folder there is a file.
-    (home / "seaweedfs" / "master").mkdir(parents=True)
-    (home / "seaweedfs" / "master" / "m20000").touch()
-    (home / "seaweedfs" / "filer").mkdir()
+    (home / "seaweedfs" / "filer").mkdir(parents=True)
     (home / "seaweedfs" / "filer" / "filerldb2").touch()
     started = run("up", "--detach", "--servers-only", "--home", str(home))
     assert started.returncode == 3
@@ -217,11 +215,14 @@ def test_openbao_wraps_the_realm(home: Path) -> None:
 
 
 def test_a_whole_stack_is_ready(stack: Any) -> None:
-    report = orjson.loads(run("status", "--json", "--home", str(stack.home)).stdout)
-    assert report["phase"] == "ready"
-    workers = [p for p in report["processes"] if "health" in p]
-    assert {p["name"] for p in workers} == {"keys-1", "ingest-1", "index-1", "query-1"}
-    assert all(p["health"]["ready"] for p in workers)
+    def ready_workers() -> set[str]:
+        report = orjson.loads(run("status", "--json", "--home", str(stack.home)).stdout)
+        assert report["phase"] == "ready"
+        return {p["name"] for p in report["processes"] if p.get("health", {}).get("ready")}
+
+    # At once, but for a worker that was late with a heartbeat and is about to have its partitions.
+    workers = {"keys-1", "ingest-1", "index-1", "query-1"}
+    wait_until(lambda: ready_workers() == workers, "all workers are ready")
     assert run("status", "--home", str(stack.home)).returncode == 0
     settings = stack.settings
     assert settings.token is not None
@@ -241,8 +242,10 @@ def test_a_killed_worker_is_ready_again(stack: Any) -> None:
 
 
 def test_detached_interruption_stops_the_supervisor(home: Path) -> None:
+    # It waits for a broker that is not there: however late the signal comes, this is still a start.
+    options = ("--servers-only", "--kafka", "127.0.0.1:9", "--home", str(home))
     process = subprocess.Popen(
-        command("up", "--detach", "--servers-only", "--home", str(home)),
+        command("up", "--detach", *options),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=environment(),
