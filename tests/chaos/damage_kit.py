@@ -110,6 +110,7 @@ class Scene:
         self.lease: Lease
         self.baseline: dict[str, Any]
         self.early_head: bytes
+        self.early_packs: list[str]
         self.opened: OpenedHead
 
     # -- making it -------------------------------------------------------------------------------
@@ -129,17 +130,20 @@ class Scene:
         async with self.running("ingest"), self.running("index"):
             await self._ingest(INDEX, range(500))
             self.early_head = self.bytes_of(self.head_key)
+            packs = layout.packs_prefix(self.uid)
+            self.early_packs = [key for key in self.world.stored() if key.startswith(packs)]
             await eventually(self._trained, "the centroids are trained")
-            for number in range(0, 40, 3):
-                await self.client.delete(INDEX, f"doc-{number:04d}", wait="searchable")
+            await self._delete(range(0, 40, 3))
             await self._ingest(INDEX, range(500, 540))
             await self._ingest(OTHER, range(20))
         self.opened = self.open_head()
         number = 540
-        while len(self.stored_segments()) < 2:
-            # A merge took in everything: the tests need a large and a small object.
+        while len(self.stored_segments()) < 2 or not any(d.base for d in self.opened.head.deletes):
+            # A merge took in everything, or few of the deleted lay together: the tests need a large
+            # and a small object, and a bitmap.
             async with self.running("ingest"), self.running("index"):
                 await self._ingest(INDEX, range(number, number + 40))
+                await self._delete(range(number, number + 40, 3))
             number += 40
             self.opened = self.open_head()
         async with self.running("query"):
@@ -149,6 +153,10 @@ class Scene:
         operations = [operation(index, number) for number in numbers]
         async for result in self.client.ingest_many(operations, wait="searchable"):
             assert result.status == "accepted", result
+
+    async def _delete(self, numbers: range) -> None:
+        for number in numbers:
+            await self.client.delete(INDEX, f"doc-{number:04d}", wait="searchable")
 
     async def _trained(self) -> bool:
         return bool(read_ref(self.open_head().head.vector).epoch)

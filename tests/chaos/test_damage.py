@@ -170,8 +170,8 @@ def named(scene: Scene, kind: str) -> str:
     if kind == "deletes":
         base = next(deletes.base for deletes in head.deletes if deletes.base)
         return layout.deletes(scene.uid, 0, base)
-    packs = [key for key in scene.world.stored() if key.startswith(layout.packs_prefix(scene.uid))]
-    return max(packs, key=lambda key: len(scene.bytes_of(key)))
+    # Of documents that the probe asks for.
+    return max(scene.early_packs, key=lambda key: len(scene.bytes_of(key)))
 
 
 @pytest.mark.parametrize("manner", ["flipped", "truncated", "exchanged", "missing"])
