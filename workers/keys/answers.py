@@ -198,9 +198,19 @@ class Answers:
             raise failure
 
     async def _grant(self, opened: OpenedRequest) -> bytes:
-        body = opened.body
-        ephemeral = self._ephemeral(body)
+        ephemeral = self._ephemeral(opened.body)
         granted = await self._decide(opened)
+        try:
+            return await self._sealed(opened, granted, ephemeral)
+        finally:
+            if isinstance(granted.payload, (LeasePayload, ObjectsPayload)):
+                granted.payload.wipe()
+
+    async def _sealed(
+        self, opened: OpenedRequest, granted: _Granted, ephemeral: HpkePublicKey
+    ) -> bytes:
+        """Return what was granted, sealed to who asked, once the audit has it."""
+        body = opened.body
         if body.generation not in (0, granted.generation):
             raise Reject(ErrorCode.CONFLICT, "this key generation is not the current one")
         now_ms = int(self._clock() * 1000)
@@ -229,11 +239,7 @@ class Answers:
         if isinstance(granted.payload, LeasePayload):
             name = (body.worker_id, granted.payload.uid, self._is_full(opened))
             self._leases[name] = header.expires_ms / 1000
-        try:
-            return seal_grant(header, body.kind, granted.payload, ephemeral, self._signer)
-        finally:
-            if isinstance(granted.payload, (LeasePayload, ObjectsPayload)):
-                granted.payload.wipe()
+        return seal_grant(header, body.kind, granted.payload, ephemeral, self._signer)
 
     async def _deny(self, opened: OpenedRequest, error: Reject | Retry) -> bytes:
         body = opened.body
@@ -445,6 +451,8 @@ def _open_all(
             )
             listed = found.groups if entry is None else entry.groups
             keys.append(bytearray(key_view(found.object_key)) if may_read(groups, listed) else None)
+            # The next one may fail, and its error would keep this key.
+            del found
     except OpenFailed as error:
         raise Damaged(
             ErrorCode.DAMAGED, "an access record does not open: damaged, exchanged or rolled back"
@@ -452,6 +460,9 @@ def _open_all(
     finally:
         for _, pack_key in packs.values():
             pack_key.wipe()
+        if len(keys) < len(body.objects):
+            # One of them failed: nobody gets the others.
+            ObjectsPayload(keys).wipe()
     return keys
 
 
