@@ -68,6 +68,8 @@ GROUP_B = "00000000-0000-4000-8000-00000000000b"
 QUICK = RetryPolicy(first_s=0.01, max_s=0.05, pending_s=0.02)
 INGEST_GROUP, INDEX_GROUP = "ingest", "index"
 MAX_RECORDS = 500
+# Longer than anything takes, also on a machine that has stood still: whoever needs it hangs.
+PATIENCE_S = 100.0
 
 
 @dataclass
@@ -385,7 +387,7 @@ class Pipeline:
     async def until(self, condition: Callable[[], Any]) -> Any:
         """Wait until the broker satisfies `condition`; return what it returned."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + 20
+        deadline = loop.time() + PATIENCE_S
         while not (found := condition()):
             # A commit wakes nobody, so look again after a moment.
             await self.broker.wait(loop.time() + 0.02)

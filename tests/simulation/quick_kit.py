@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from query_kit import INDEX, World
+from query_kit import INDEX, PATIENCE_S, World
 
 LEASE_S = 2
 
@@ -33,7 +32,6 @@ async def quick_world(
     # Sweeps all the time: what they note about garbage has to outlive the key generations.
     patch.setattr("workers.index.sweeping.SWEEP_S", 0.0)
     world = World(home, allow_plain_credentials=True)
-    world.clock = time.time
     world.settings = world.settings.model_copy(update={"lease_s": LEASE_S})
     world.store = store(world.store)
     await world.open()
@@ -45,6 +43,6 @@ async def change_key(world: World, level: str) -> None:
     """Change a key of `INDEX` and wait until that is done everywhere."""
     done = await world.admin("key.rotate", {"index": INDEX, "level": level})
     assert done.error is None, done.error
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while (await world.key_status(INDEX))["rotation"] is not None:
             await asyncio.sleep(0.1)

@@ -42,7 +42,7 @@ from workers.telemetry import metrics
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "keys"))
 
-from keys_world import Caller, World
+from keys_world import PATIENCE_S, Caller, World
 
 NONE = {"kms": {"provider": "none"}}
 
@@ -408,7 +408,7 @@ async def test_whatever_fails_beside_the_work_is_done_later(world, monkeypatch, 
     monkeypatch.setattr(keys_worker, "_TICK_S", 0.001)
     health, before = Health("keys-1"), metrics.UNEXPECTED.value(topic=KEY_REQUEST)
     keeping = asyncio.create_task(service.keep(stop, health))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await done.wait()
         stop.set()
         await keeping

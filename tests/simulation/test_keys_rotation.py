@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-import sys
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from query_kit import ALL, INDEX, PATIENCE_S, World, client, workers
+from quick_kit import change_key, quick_world
 
 from schemas.admin import KeyRotate
 from schemas.auth import Auth
@@ -27,12 +27,6 @@ from workers.leases.heads import head_verifier
 from workers.objects.pack import decode_pointer
 from workers.storage import layout
 from workers.vector.store import read_ref
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "keys"))
-
-from keys_world import World
-from query_kit import ALL, INDEX, client, workers
-from quick_kit import change_key, quick_world
 
 DIMENSION = 4
 
@@ -110,7 +104,7 @@ async def test_a_data_key_is_changed_while_the_index_is_written_and_searched(qui
         again = await rotate(world, "dek")
         assert again.error.code is ErrorCode.CONFLICT
         stages, rounds, count = [], 0, 60
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while (now := await world.key_status(INDEX))["rotation"] is not None:
                 stages.append(now["rotation"]["stage"])
                 # Searched and written to all the time.
@@ -134,7 +128,7 @@ async def test_a_data_key_is_changed_while_the_index_is_written_and_searched(qui
             assert read_ref(head.vector).generation == 2
             assert all(ref.generation == 2 for ref in head.segments)
         # Nor anything else that is stored, once what nobody names is swept.
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while left := await _old_segments(world, uid):
                 assert left
                 await asyncio.sleep(0.1)
@@ -442,7 +436,7 @@ async def test_user_keys_go_on_when_the_data_key_changes(quick):
     async with workers(world, *ALL), client(world, user_key=("kept", kept)) as c:
         await c.ingest("mine", "d", content="before", wait="searchable")
         assert (await rotate(world, "dek", "mine", auth=owner(world, OWN))).error is None
-        async with asyncio.timeout(60), client(world, index_key=OWN) as own:
+        async with asyncio.timeout(PATIENCE_S), client(world, index_key=OWN) as own:
             while (await own.key_status("mine"))["rotation"] is not None:
                 [found] = await c.get("mine", ["d"], include=["content"])
                 assert found.content == "before"
@@ -499,7 +493,7 @@ async def test_a_document_that_was_deleted_is_shredded_with_the_old_data_key(qui
         packs = [k for k in world.stored() if k.startswith(layout.packs_prefix(uid))]
         assert packs
         await change_key(world, "dek")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while await _old_segments(world, uid, shards=1):
                 await asyncio.sleep(0.1)
         head = await _head(world, uid, 0)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import os
-import sys
 from itertools import product
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import orjson
 import pytest
+from query_kit import ALL, INDEX, World, client, workers
 
 from schemas.auth import Auth
 from schemas.errors import ErrorCode, ErrorInfo
@@ -39,11 +38,6 @@ from workers.objects.envelope import Route, seal_update
 from workers.objects.pack import decode_pointer, split_pack_key
 from workers.objects.record import open_pack_key, open_record
 from workers.storage import layout
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "keys"))
-
-from keys_world import World
-from query_kit import ALL, INDEX, client, workers
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from pipeline_kit import GROUP_B, INDEX_GROUP, QUICK, Caller, Pipeline
+from pipeline_kit import GROUP_B, INDEX_GROUP, PATIENCE_S, QUICK, Caller, Pipeline
 
 from schemas.errors import ErrorCode
 from schemas.ingest import IngestResult
@@ -204,7 +204,7 @@ async def test_notes_wait_for_the_key_service_and_not_for_ever(
         await asyncio.sleep(0)
         assert not waiting.empty
         world.realm.down.clear()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not waiting.empty:
                 await asyncio.sleep(0.01)
     assert [operations for _, _, operations in world.realm.reports] == [

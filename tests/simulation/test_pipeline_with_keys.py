@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
-from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from query_kit import World, until
 
 from schemas.codec import decode, encode
 from schemas.event import IndexEvent
@@ -28,11 +27,6 @@ from workers.index import worker as index_worker
 from workers.ingest import worker as ingest_worker
 from workers.leases.credential import seal_value, sign_message
 from workers.leases.signed import verify_record
-
-# The kit of the key service lies with its unit tests; test folders are no packages.
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "keys"))
-
-from keys_world import World
 
 
 @pytest.fixture
@@ -65,15 +59,6 @@ async def workers(world: World) -> Any:
     finally:
         stop.set()
         await asyncio.gather(*tasks)
-
-
-async def until(world: World, condition: Callable[[], Any]) -> Any:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + 30
-    while not (found := condition()):
-        await world.broker.wait(loop.time() + 0.05)
-        assert loop.time() < deadline, "it never came"
-    return found
 
 
 def results(world: World) -> list[IngestResult]:

@@ -12,6 +12,7 @@ import pytest
 from query_kit import (
     ALL,
     INDEX,
+    PATIENCE_S,
     Caller,
     Shelf,
     World,
@@ -262,7 +263,7 @@ async def test_a_client_is_told_that_no_worker_can_open_its_request(world):
             **{**fields, "query_pub": stale}
         )
         with pytest.raises(Reject) as refused:
-            await c.count(INDEX, timeout_s=20)
+            await c.count(INDEX, timeout_s=PATIENCE_S)
         assert refused.value.code is ErrorCode.EXPIRED
 
 
@@ -314,7 +315,10 @@ async def test_a_position_that_is_never_reached(world):
     assert len(dead(world)) == known
 
 
-async def test_the_key_service_is_away_and_comes_back(tmp_path):
+async def test_the_key_service_is_away_and_comes_back(tmp_path, monkeypatch):
+    # However late the worker and its answer come: all of that time is left, for the key service.
+    monkeypatch.setattr("workers.query.handler._waited_s", lambda _record: 0.0)
+    monkeypatch.setattr("workers.client.query._GRACE_S", PATIENCE_S)
     world = World(tmp_path)
     await world.open()
     await world.create(INDEX)
@@ -328,7 +332,7 @@ async def test_the_key_service_is_away_and_comes_back(tmp_path):
         assert later.value.code is ErrorCode.KEY_UNAVAILABLE
         assert not dead(world)
         await world.start_service("keys-2")
-        assert await cold.count(INDEX, timeout_s=20) == 0
+        assert await cold.count(INDEX, timeout_s=PATIENCE_S) == 0
     await world.aclose()
 
 
@@ -445,7 +449,7 @@ async def test_an_index_made_anew_under_its_name_is_another_one(own):
         assert await c.count(INDEX) == 1
         await c.delete_index(INDEX)
         await c.create_index(INDEX)
-        assert await c.count(INDEX, timeout_s=20) == 0
+        assert await c.count(INDEX, timeout_s=PATIENCE_S) == 0
         done = await stored(c, INDEX, "new", content="y")
         assert [one async for one in c.ids(INDEX, after=done)] == ["new"]
 
@@ -493,7 +497,7 @@ async def test_a_cold_worker_tells_that_the_key_service_is_away(own, monkeypatch
         await c._query.start()
         await own.running.kill()
         with pytest.raises(Retry) as later:
-            await c.count(INDEX, timeout_s=20)
+            await c.count(INDEX, timeout_s=PATIENCE_S)
         assert later.value.code is ErrorCode.KEY_UNAVAILABLE
         assert not dead(own)
 
@@ -507,7 +511,7 @@ async def test_only_the_index_key_opens_an_index_of_its_own(own, protection):
             async with client(own, index_key=keys["wrong"], protection=protection) as stranger:
                 for _ in range(2):
                     with pytest.raises(Reject) as refused:
-                        await stranger.count("mine", timeout_s=20)
+                        await stranger.count("mine", timeout_s=PATIENCE_S)
                     assert refused.value.code is ErrorCode.WRONG_KEY
             await stored(owner, "mine", "a", content="secret")
             [hit] = await owner.get("mine", ["a"], include=["content"])
