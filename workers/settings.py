@@ -32,6 +32,8 @@ from pydantic import (
     model_validator,
 )
 
+from schemas.index import MAX_MESSAGE_BYTES
+
 ENV_PREFIX = "SEALSTREAM_"
 DEFAULT_HOME = Path(".sealstream")
 DEFAULT_CONFIG = Path("sealstream.toml")
@@ -380,11 +382,13 @@ class Settings(BaseModel):
         description="Milliseconds an idle index worker waits for a micro-batch to fill; a busy one "
         "waits as long as its last took, up to a second.",
     )
-    max_record_bytes: Annotated[int, Field(ge=65_536, le=16_777_216)] = Field(
+    max_record_bytes: Annotated[int, Field(ge=65_536)] = Field(
         default=900_000, description="Largest Kafka record we write, in bytes."
     )
-    max_content_bytes: Annotated[int, Field(ge=1024, le=67_108_864)] = Field(
-        default=512 * 1024, description="Largest content of a document, in bytes."
+    max_content_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=512 * 1024,
+        description="Largest content of a document, in bytes; its message, where it is base64 or"
+        " sealed, is larger by a third for each.",
     )
     max_blocked_records: Positive = Field(
         default=100_000,
@@ -410,6 +414,16 @@ class Settings(BaseModel):
             host, _, port = server.strip().rpartition(":")
             if not host or not port.isdigit() or not 0 < int(port) < 65536:
                 raise ValueError("write HOST:PORT, comma-separated")
+        return value
+
+    @field_validator("max_record_bytes", "max_content_bytes")
+    @classmethod
+    def _check_bytes(cls, value: int) -> int:
+        if value > MAX_MESSAGE_BYTES:
+            raise ValueError(
+                f"a message has at most {MAX_MESSAGE_BYTES} bytes: neither max_record_bytes nor"
+                " max_content_bytes may be more"
+            )
         return value
 
     @model_validator(mode="after")

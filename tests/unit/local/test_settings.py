@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from schemas.index import MAX_MESSAGE_BYTES
 from workers.settings import (
     Settings,
     SettingsError,
@@ -106,6 +107,19 @@ def test_all_problems_are_told_at_once(home: Path) -> None:
         load_settings(home=home, environ={"SEALSTREAM_LEASE_S": "0"})
     assert {p.name for p in caught.value.problems} == {"lease", "lease_s", "max_content_bytes"}
     assert "did you mean lease_s?" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["max_record_bytes", "max_content_bytes"])
+def test_nothing_is_larger_than_a_message(home: Path, name: str) -> None:
+    settings = load_settings(home=home, environ={}, **{name: MAX_MESSAGE_BYTES})
+    assert getattr(settings, name) == 1_048_576
+    environ = {f"SEALSTREAM_{name.upper()}": str(MAX_MESSAGE_BYTES + 1)}
+    with pytest.raises(SettingsError) as caught:
+        load_settings(home=home, environ=environ)
+    [problem] = caught.value.problems
+    assert (problem.name, problem.source) == (name, f"${'SEALSTREAM_' + name.upper()}")
+    for named in ("max_record_bytes", "max_content_bytes", "1048576"):
+        assert named in problem.message
 
 
 @pytest.mark.parametrize(
