@@ -22,7 +22,7 @@ from workers.runtime.deadletter import DeadLetters
 from workers.runtime.drain import run_with_deadline, stop_on_signals
 from workers.runtime.health import Health
 from workers.runtime.policy import RetryPolicy
-from workers.runtime.wait import Stopped, pause, unless
+from workers.runtime.wait import Stopped, event_within, pause, unless
 
 
 def test_back_off_grows_to_its_bound_with_jitter() -> None:
@@ -78,6 +78,16 @@ async def test_pause() -> None:
         await pause(stop, 3600.0)
 
 
+async def test_an_event_that_comes_when_the_time_is_just_up_counts() -> None:
+    event = asyncio.Event()
+    waiting = asyncio.create_task(event_within(event, 0.0))
+    await asyncio.sleep(0)  # it waits
+    await asyncio.sleep(0)  # its time is up, but it had no turn yet
+    event.set()
+    assert await waiting
+    assert not await event_within(asyncio.Event(), 0.0)
+
+
 async def test_health_file(tmp_path: Path) -> None:
     path = tmp_path / "run" / "w1.json"
     health = Health("w1", path, interval_s=0.005)
@@ -88,7 +98,7 @@ async def test_health_file(tmp_path: Path) -> None:
     health.error("work/0", ValueError("a secret text"))
     stop = asyncio.Event()
     task = asyncio.create_task(health.run(stop))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not path.exists():
             await asyncio.sleep(0.001)
     status = orjson.loads(path.read_bytes())
@@ -186,7 +196,7 @@ async def test_deadline_after_the_stop() -> None:
     with pytest.raises(KeyError):
         await run_with_deadline(broken, stop, 1.0)
     stop.set()
-    assert await run_with_deadline(willing, stop, 20.0)
+    assert await run_with_deadline(willing, stop, 60.0)
     assert not await run_with_deadline(stubborn, stop, 0.01)
 
 
