@@ -303,17 +303,19 @@ async def test_provider_none_opens_only_with_its_key(world):
     assert (await index.lease("mine")).full
     wrong = Caller(world, index_key=os.urandom(32))
     token = Caller(world, token=world.token)
-    for other in (wrong, token):
-        with pytest.raises(Reject, match="WRONG_KEY"):
+    none_sent, another = "WRONG_KEY: no key was sent", "WRONG_KEY: this is not the key"
+    for other, told in ((wrong, another), (token, none_sent)):
+        with pytest.raises(Reject, match=told):
             await query.decide("mine", other.auth("mine"), **other.proof(topic=QUERY_REQUEST))
     fresh = await world.holder("ingest-1")
-    with pytest.raises(Reject, match="WRONG_KEY"):
+    with pytest.raises(Reject, match=another):
         await fresh.lease("mine", auth=wrong.auth("mine"), **wrong.shown())
-    with pytest.raises(Reject, match="WRONG_KEY"):
+    with pytest.raises(Reject, match=none_sent):
         await fresh.decide("mine", Auth(token=world.token))
     for op in ("index.describe", "index.delete"):
         refused = await world.admin(op, {"index": "mine"})
         assert refused.error.code is ErrorCode.WRONG_KEY
+        assert "no key was sent" in refused.error.message
         bad = {"token": world.token, "index_key": encode_base64(os.urandom(32))}
         refused = await world.admin(op, {"index": "mine"}, auth=bad)
         assert refused.error.code is ErrorCode.WRONG_KEY

@@ -89,7 +89,7 @@ class Indexes:
         if record.provider == PROVIDER_NONE and index_key is None:
             raise Reject(
                 ErrorCode.WRONG_KEY,
-                "the callers of this index keep its key: send it as index_key",
+                "no key was sent: the callers of this index keep its key, send it as index_key",
                 field="auth",
             )
         if index_key is not None:
