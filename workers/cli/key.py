@@ -159,7 +159,8 @@ async def rotate(
         kms: wrap its KEK anew, under the newest version of the KMS's key. kek: a new KEK. dek: a
         new data key, to which all data move in the background; the old one is destroyed then.
     wait
-        Until the data key is changed; shows how far it is.
+        Until the data key is changed; shows how far it is. That is twice the life of a lease (12
+        minutes with the setting lease_s as it comes), and what moving the data takes.
     new_index_key
         For kek, where callers keep the index's key: file with the next one, 32 raw bytes.
     """
@@ -304,7 +305,7 @@ async def _wait(client: Client, name: str) -> dict[str, Any]:
     """Wait until no change goes on; tell each step once."""
     from workers.errors import Retry
 
-    told = ""
+    told = told_stage = ""
     while True:
         try:
             found = await client.key_status(name)
@@ -315,10 +316,11 @@ async def _wait(client: Client, name: str) -> dict[str, Any]:
             continue
         if found.get("rotation") is None:
             return found
-        line = _line(found)
-        if line != told and sys.stderr.isatty():
+        line, stage = _line(found), found["rotation"]["stage"]
+        # A log gets a line for each step, a terminal also what is left.
+        if stage != told_stage or (line != told and sys.stderr.isatty()):
             complain(line)
-        told = line
+        told, told_stage = line, stage
         await asyncio.sleep(_POLL_S)
 
 
