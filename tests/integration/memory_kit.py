@@ -17,7 +17,7 @@ import signal
 import struct
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -138,7 +138,7 @@ def readable() -> bool:
 def _stopped(pid: int) -> Iterator[None]:
     os.kill(pid, signal.SIGSTOP)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while any(state not in "Tt" for state in _states(pid)):
             assert time.monotonic() < deadline, "the process does not stop"
             time.sleep(0.001)
@@ -148,8 +148,12 @@ def _stopped(pid: int) -> Iterator[None]:
 
 
 def _states(pid: int) -> list[str]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [(task / "stat").read_text().rpartition(") ")[2][0] for task in tasks]
+    states = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        # A thread may end while the others are asked.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            states.append((task / "stat").read_text().rpartition(") ")[2][0])
+    return states
 
 
 class Image:
