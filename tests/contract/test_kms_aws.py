@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "kms_worlds"))
 
 import kms_aws_world
 from kms_aws_world import AwsWorld
+from kms_world import PATIENCE_S
 
 from workers.crypto.secret import SecretBytes, random_secret
 from workers.errors import Damaged, Reject, SealstreamError
@@ -87,6 +88,7 @@ async def test_keys_of_another_account_are_named_in_full(world: AwsWorld) -> Non
         ca_file=opened._config.ca_file,
         access_key_id=kms_aws_world.ACCESS_KEY,
         secret_access_key=kms_aws_world.SECRET_KEY,
+        timeout_s=PATIENCE_S,
     )
     kms = AwsKms(config, default_key=world.one)
     world.served.clear()
@@ -153,7 +155,7 @@ def test_codes_become_typed_errors(
 
 async def test_the_librarys_retries_end_with_the_deadline(world: AwsWorld) -> None:
     kms = world.open(timeout_s=0.3)
-    async with world.fault(kms_aws_world.Fault.THROTTLED), asyncio.timeout(20):
+    async with world.fault(kms_aws_world.Fault.THROTTLED), asyncio.timeout(PATIENCE_S):
         with pytest.raises(KmsUnavailable):
             await kms.describe(world.one)
     await kms.aclose()
@@ -189,7 +191,11 @@ async def test_credentials_come_from_where_aws_tools_look(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     known = world.open()._config
     config = AwsConfig(
-        region=kms_aws_world.REGION, endpoint=known.endpoint, ca_file=known.ca_file, profile="keys"
+        region=kms_aws_world.REGION,
+        endpoint=known.endpoint,
+        ca_file=known.ca_file,
+        profile="keys",
+        timeout_s=PATIENCE_S,
     )
     kms = AwsKms(config, default_key=world.one)
     assert (await kms.describe(world.one)).key_id == world.one

@@ -82,8 +82,8 @@ async def test_what_is_wrapped_never_reaches_the_vault(
 @pytest.mark.parametrize(
     "attributes",
     [
-        {"enabled": True, "nbf": int(time.time()) + 3600},
-        {"enabled": True, "exp": int(time.time()) - 3600},
+        {"enabled": True, "nbf": 2**40},
+        {"enabled": True, "exp": 1},
     ],
 )
 async def test_a_key_outside_its_time_is_disabled(

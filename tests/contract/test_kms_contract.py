@@ -19,18 +19,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "kms_worlds"))
 
 import kms_local_world
-from kms_world import EXPECTED, Fault, World
+from kms_world import EXPECTED, PATIENCE_S, Fault, World
 from kms_worlds import WORLDS
 
 from schemas.errors import ErrorCode
 from workers.crypto.secret import SecretBytes, random_secret
 from workers.errors import Damaged, Reject
-from workers.kms.base import DEADLINE_S, Kms, context_bytes
+from workers.kms.base import Kms, context_bytes
 from workers.kms.errors import KmsKeyDisabled, KmsKeyGone, KmsUnavailable
 
 CONTEXT = {"index": "00" * 16, "purpose": "kek"}
-# Longer than any deadline: whoever needs it hangs.
-PATIENCE_S = 20.0
 # For servers that never give a good answer: a client may use up its deadline on trying again.
 SHORT_S = 0.4
 
@@ -325,7 +323,7 @@ async def test_a_failing_server_is_told_apart_and_recovered_from(
         return
     key = spy.key()
     answers = fault in (Fault.FOREIGN, Fault.DENIED)
-    kms = world.open(timeout_s=DEADLINE_S if answers else SHORT_S)
+    kms = world.open(timeout_s=PATIENCE_S if answers else SHORT_S)
     ready = world.open()
     wrapped = await ready.wrap(world.one, key, CONTEXT)
     # The client under test is not connected yet the first time, and is the second time.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,23 +15,45 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "keys"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "simulation"))
 sys.path.insert(0, str(Path(__file__).parent / "kms_worlds"))
 
-from keys_world import Caller, ShakyKms, World
-from kms_world import Fault
+from keys_world import Caller, ShakyKms
+from kms_world import PATIENCE_S, Fault
 from kms_world import World as KmsWorld
 from kms_worlds import WORLDS
-from query_kit import ALL, client, stored, workers
+from query_kit import ALL, World, client, stored, workers
 
 from schemas.auth import Auth
 from schemas.errors import ErrorCode
 from schemas.topics import QUERY_REQUEST
 from schemas.values import encode_base64
 from workers.crypto.derive import Purpose
+from workers.crypto.secret import SecretBytes
 from workers.errors import Retry
+from workers.kms.base import Wrapped
+from workers.kms.deadline import deadline
 from workers.leases.lease import Lease
 
-PATIENCE_S = 30.0
-# A call to the KMS may take so long: many are made to one that does not answer.
-DEADLINE_S = 1.0
+# A call to a KMS that fails may take so long: many are made to one that does not answer.
+HASTE_S = 1.0
+
+
+class HastyKms(ShakyKms):
+    """A KMS whose calls have a deadline of their own, while it fails a short one."""
+
+    deadline_s = PATIENCE_S
+
+    async def wrap(
+        self, key_id: str, plaintext: SecretBytes, context: Mapping[str, str]
+    ) -> Wrapped:
+        async with deadline(self.deadline_s):
+            return await super().wrap(key_id, plaintext, context)
+
+    async def unwrap(self, key_id: str, wrapped: bytes, context: Mapping[str, str]) -> SecretBytes:
+        async with deadline(self.deadline_s):
+            return await super().unwrap(key_id, wrapped, context)
+
+    async def rewrap(self, key_id: str, wrapped: bytes, context: Mapping[str, str]) -> Wrapped:
+        async with deadline(self.deadline_s):
+            return await super().rewrap(key_id, wrapped, context)
 
 
 @pytest.fixture(scope="session", params=WORLDS)
@@ -47,15 +69,21 @@ async def world(kms_world: KmsWorld, tmp_path: Path) -> AsyncIterator[World]:
     """A realm whose root is wrapped by this KMS."""
     made = World(tmp_path, allow_plain_credentials=True)
     await made.kms.aclose()
-    made.kms = open_kms(kms_world)
+    made.kms = HastyKms(kms_world.open())
     await made.open()
     yield made
     await made.aclose()
     await made.kms.aclose()
 
 
-def open_kms(kms_world: KmsWorld) -> ShakyKms:
-    return ShakyKms(kms_world.open(timeout_s=DEADLINE_S))
+@asynccontextmanager
+async def failing(kms_world: KmsWorld, world: World, fault: Fault) -> AsyncIterator[None]:
+    """The KMS fails; who asks it does not wait for long."""
+    kms = world.kms
+    async with kms_world.fault(fault):
+        kms.deadline_s = HASTE_S
+        yield
+    kms.deadline_s = PATIENCE_S
 
 
 @asynccontextmanager
@@ -63,7 +91,7 @@ async def stopped(kms_world: KmsWorld, world: World) -> AsyncIterator[None]:
     """The KMS is stopped; one that is a file or a library fails where it is called."""
     fault = next((f for f in (Fault.UNREACHABLE, Fault.FROZEN) if f in kms_world.faults), None)
     if fault is not None:
-        async with kms_world.fault(fault):
+        async with failing(kms_world, world, fault):
             yield
         return
     world.kms.down = True
@@ -86,7 +114,7 @@ async def test_a_key_service_that_starts_anew_opens_every_index(
     before = [segment_key(await holder.lease(name)) for name in ("acme/docs", "apart")]
     await world.latest.end()
     await world.kms.aclose()
-    world.kms = open_kms(kms_world)
+    world.kms = HastyKms(kms_world.open())
     await world.start_service("keys-2")
     again = await world.holder("index-1")
     after = [segment_key(await again.lease(name)) for name in ("acme/docs", "apart")]
@@ -107,7 +135,7 @@ async def test_a_kms_that_fails_stops_what_is_new_and_nothing_else(
     await world.create("mine", auth=auth, kms={"provider": "none"})
     holder, newcomer = await world.holder("index-1"), await world.holder("query-1")
     await holder.lease("acme/docs")
-    async with kms_world.fault(fault), asyncio.timeout(PATIENCE_S):
+    async with failing(kms_world, world, fault), asyncio.timeout(PATIENCE_S):
         waiting = asyncio.ensure_future(newcomer.lease("acme/docs", auth=Auth(token=world.token)))
         # An index whose key is elsewhere goes on meanwhile.
         shown = caller.shown(QUERY_REQUEST)
@@ -137,7 +165,7 @@ async def test_documents_are_found_after_a_restart_and_after_an_outage(
     # Another key service with another client, and workers without any lease.
     await world.latest.end()
     await world.kms.aclose()
-    world.kms = open_kms(kms_world)
+    world.kms = HastyKms(kms_world.open())
     await world.start_service("keys-2")
     holder = await world.holder("index-1")
     async with workers(world, *ALL), client(world) as second:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent / "kms_worlds"))
 
 import kms_hsm_world
 from kms_hsm_world import PIN, HsmWorld
+from kms_world import PATIENCE_S
 
 from schemas.errors import ErrorCode
 from workers.crypto.secret import random_secret
@@ -157,7 +158,7 @@ async def test_a_module_that_hangs_meets_the_deadline_and_recovers(world: HsmWor
     thawed = threading.Event()
     hanging = ModuleThread.of(world.module).submit(thawed.wait)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             for _ in range(3):
                 with pytest.raises(KmsUnavailable, match=r"0\.2 s"):
                     await hasty.unwrap("one", wrapped.data, CONTEXT)

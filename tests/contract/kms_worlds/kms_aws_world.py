@@ -19,10 +19,9 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 from kms_tls import Certificates, TlsServer, make_certificates
-from kms_world import Fault, World
+from kms_world import PATIENCE_S, Fault, World
 
 from workers.kms.aws import AwsConfig, AwsKms
-from workers.kms.base import DEADLINE_S
 
 REGION = "eu-west-1"
 ACCESS_KEY, SECRET_KEY = "AKIATESTTESTTESTTEST", "aws-secret-access-key-of-the-tests"
@@ -49,7 +48,7 @@ class AwsWorld(World):
         # (operation, body) of every request that reached moto.
         self.served: list[tuple[str, dict[str, Any]]] = []
 
-    def open(self, *, timeout_s: float = DEADLINE_S, trusted: bool = True) -> AwsKms:
+    def open(self, *, timeout_s: float = PATIENCE_S, trusted: bool = True) -> AwsKms:
         config = AwsConfig(
             region=REGION,
             endpoint=f"https://127.0.0.1:{self.server.port}",

@@ -22,10 +22,9 @@ from cryptography.hazmat.primitives.keywrap import (
     aes_key_wrap,
 )
 from kms_tls import Certificates, TlsServer, make_certificates
-from kms_world import Fault, World
+from kms_world import PATIENCE_S, Fault, World
 
 from workers.kms.azure import AzureConfig, AzureKms
-from workers.kms.base import DEADLINE_S
 
 HOST = "unit.vault.azure.net"
 TOKEN = "azure-bearer-token-of-the-tests"
@@ -86,11 +85,11 @@ class AzureWorld(World):
         self._fault: Fault | None = None
         self._thawed = asyncio.Event()
 
-    def open(self, *, timeout_s: float = DEADLINE_S, trusted: bool = True) -> AzureKms:
+    def open(self, *, timeout_s: float = PATIENCE_S, trusted: bool = True) -> AzureKms:
         return self.open_as(self.credential, timeout_s=timeout_s, trusted=trusted)
 
     def open_as(
-        self, credential: Any, *, timeout_s: float = DEADLINE_S, trusted: bool = True
+        self, credential: Any, *, timeout_s: float = PATIENCE_S, trusted: bool = True
     ) -> AzureKms:
         config = AzureConfig(
             host=HOST,

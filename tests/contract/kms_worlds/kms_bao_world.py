@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from kms_world import Fault, World, missing
+from kms_world import PATIENCE_S, Fault, World, missing
 
-from workers.kms.base import DEADLINE_S
 from workers.kms.vault import VaultConfig, VaultKms
 from workers.local.process import die_with_parent
 
@@ -51,9 +50,11 @@ class BaoWorld(World):
     @property
     def config(self) -> VaultConfig:
         """How root reaches it."""
-        return VaultConfig(address=self.address, token=ROOT, ca_file=self.ca_file)
+        return VaultConfig(
+            address=self.address, token=ROOT, ca_file=self.ca_file, timeout_s=PATIENCE_S
+        )
 
-    def open(self, *, timeout_s: float = DEADLINE_S, trusted: bool = True) -> VaultKms:
+    def open(self, *, timeout_s: float = PATIENCE_S, trusted: bool = True) -> VaultKms:
         config = VaultConfig(
             address=self.address,
             token=LIMITED,

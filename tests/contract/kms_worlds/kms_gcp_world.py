@@ -21,9 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.cloud import kms_v1
 from kms_tls import Certificates, make_certificates
-from kms_world import Fault, World
+from kms_world import PATIENCE_S, Fault, World
 
-from workers.kms.base import DEADLINE_S
 from workers.kms.gcp import GcpConfig, GcpKms
 
 RING = "projects/acme-1/locations/europe-west1/keyRings/search"
@@ -83,7 +82,7 @@ class GcpWorld(World):
         )
         return pem.splitlines()[3]
 
-    def open(self, *, timeout_s: float = DEADLINE_S, trusted: bool = True) -> GcpKms:
+    def open(self, *, timeout_s: float = PATIENCE_S, trusted: bool = True) -> GcpKms:
         config = GcpConfig(
             ring=RING,
             endpoint=f"localhost:{self.port}",

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pkcs11
-from kms_world import World, missing
+from kms_world import PATIENCE_S, World, missing
 from pkcs11 import Attribute, KeyType, ObjectClass
 
-from workers.kms.base import DEADLINE_S
 from workers.kms.pkcs11 import ModuleThread, Pkcs11Config, Pkcs11Kms
 
 T = TypeVar("T")
@@ -41,7 +40,7 @@ class HsmWorld(World):
     def __init__(self, module: Path) -> None:
         self.module = module
 
-    def open(self, *, timeout_s: float = DEADLINE_S, trusted: bool = True) -> Pkcs11Kms:
+    def open(self, *, timeout_s: float = PATIENCE_S, trusted: bool = True) -> Pkcs11Kms:
         config = Pkcs11Config(module=self.module, token=TOKEN, pin=PIN, timeout_s=timeout_s)
         return Pkcs11Kms(config, default_key=self.one)
 

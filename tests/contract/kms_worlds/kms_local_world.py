@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from kms_world import World
+from kms_world import PATIENCE_S, World
 
-from workers.kms.base import DEADLINE_S
 from workers.kms.local import LocalKms
 
 
@@ -19,7 +18,7 @@ class LocalWorld(World):
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def open(self, *, timeout_s: float = DEADLINE_S, trusted: bool = True) -> LocalKms:
+    def open(self, *, timeout_s: float = PATIENCE_S, trusted: bool = True) -> LocalKms:
         return LocalKms(self._path, create=True)
 
 
