@@ -21,7 +21,7 @@ from workers.cli.common import (
     say_json,
 )
 from workers.cli.connect import IndexKey, connected
-from workers.cli.options import Filter, Include, Timeout, Wait, include_names, read_filter
+from workers.cli.options import ANSWER_S, Filter, Include, Timeout, Wait, include_names, read_filter
 from workers.cli.show import cell, error_json, error_text, for_terminal, hit_json, say_document
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ async def get(
     *ids: str,
     include: Include = ("metadata", "content"),
     raw: bool = False,
-    timeout: Timeout = 5.0,
+    timeout: Timeout = ANSWER_S,
     index_key: IndexKey = None,
     json: AsJson = False,
     common: Common = COMMON,
@@ -148,7 +148,7 @@ async def count(
     /,
     *,
     filter: Filter = None,  # noqa: A002 - the name of the option
-    timeout: Timeout = 5.0,
+    timeout: Timeout = ANSWER_S,
     index_key: IndexKey = None,
     json: AsJson = False,
     common: Common = COMMON,
@@ -175,7 +175,7 @@ async def ids(
     /,
     *,
     filter: Filter = None,  # noqa: A002 - the name of the option
-    timeout: Timeout = 5.0,
+    timeout: Timeout = ANSWER_S,
     index_key: IndexKey = None,
     json: AsJson = False,
     common: Common = COMMON,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import Parameter, validators
 
@@ -28,6 +28,8 @@ Include = Annotated[
         " vector, groups; comma-separated, may be repeated.",
     ),
 ]
+# As `workers.client` has it, which help texts need not load.
+ANSWER_S: Final = 30.0
 Timeout = Annotated[
     float,
     Parameter(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from workers.cli.common import COMMON, OK, USAGE, AsJson, Common, complain, fail, say, say_json
 from workers.cli.connect import IndexKey, connected
 from workers.cli.options import (
+    ANSWER_S,
     Filter,
     Include,
     Timeout,
@@ -38,7 +39,7 @@ async def search(
     top_k: int | None = None,
     include: Include = ("score",),
     explain: bool = False,
-    timeout: Timeout = 5.0,
+    timeout: Timeout = ANSWER_S,
     index_key: IndexKey = None,
     json: AsJson = False,
     common: Common = COMMON,

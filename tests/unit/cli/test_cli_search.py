@@ -9,6 +9,7 @@ from schemas.errors import ErrorCode, ErrorInfo
 from schemas.query import Hit, QueryResult
 from schemas.values import Binary, Vector
 from workers.cli.show import cell, for_terminal, moment, printable
+from workers.client.query import QUERY_S
 from workers.errors import Reject
 
 UUID = "00000000-0000-4000-8000-000000000000"
@@ -31,7 +32,7 @@ def test_words(run, client):
     assert options["include"] == ["score"]
     assert options["filter"] is None
     assert options["top_k"] is None
-    assert options["timeout_s"] == 5.0
+    assert options["timeout_s"] == QUERY_S
     [titles, first, second] = done.out.splitlines()
     assert titles.split() == ["id", "score", "denied"]
     assert first.split() == ["1", "a", "1.5"]
