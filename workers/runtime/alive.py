@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 MAX_AGE_S: Final = 20.0
+# Longer than a worker pauses before it asks again, so that one that is denied does not seem ready.
+_DENIED_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ def look(run_dir: Path, *, max_age_s: float = MAX_AGE_S, ready: bool = True) -> 
     Args:
         run_dir: `run` of the workers' home folder.
         max_age_s: seconds after which a file was left by a worker that is stuck or was killed.
-        ready: also require that the worker has its partitions.
+        ready: also require that the worker has its partitions, and that the object store has not
+            denied it anything lately: it waits for that, and a restart need not help.
     """
     now_s = time.time()
     found = []
@@ -42,11 +45,14 @@ def look(run_dir: Path, *, max_age_s: float = MAX_AGE_S, ready: bool = True) -> 
         try:
             status = json.loads(path.read_bytes())
             worker, age_s = str(status["worker"]), now_s - status["time_ms"] / 1000
+            denied_s = now_s - status.get("store_denied_ms", 0) / 1000
         except (OSError, ValueError, KeyError, TypeError):
             continue  # of something else, or gone meanwhile
         problem = None
         if age_s > max_age_s:
             problem = f"silent for {age_s:.0f} s"
+        elif ready and denied_s <= _DENIED_S:
+            problem = "denied by the object store: see its credentials and policies"
         elif ready and not status.get("ready"):
             problem = "not ready"
         found.append(Found(worker, problem, status))

@@ -43,6 +43,7 @@ class Health:
         self._started_ms = _now_ms()
         self._beat_ms = self._started_ms
         self._batches = 0
+        self._denied_before = metrics.STORE_DENIED.value()
         self._facts: dict[str, Any] = {}
         self._errors: deque[dict[str, Any]] = deque(maxlen=_ERRORS)
 
@@ -75,8 +76,15 @@ class Health:
             "last_work_ms": self._beat_ms,
             "batches": self._batches,
             **self._facts,
+            **self._denials(),
             "errors": list(self._errors),
         }
+
+    def _denials(self) -> dict[str, int]:
+        """Return when the store last denied something to this process, if it did."""
+        if metrics.STORE_DENIED.value() <= self._denied_before:
+            return {}
+        return {"store_denied_ms": int(metrics.STORE_DENIED_AT.value() * 1000)}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Write the file and measure the event loop's delay until `stop`; then remove the file."""

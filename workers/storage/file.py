@@ -30,9 +30,8 @@ from typing import Final, TypeVar, TypeVarTuple
 from anyio import CapacityLimiter, to_thread
 
 from workers.storage.check import check_store
-from workers.storage.counting import count, received, sent
+from workers.storage.counting import count, denied, received, sent
 from workers.storage.errors import (
-    AccessDenied,
     AlreadyExists,
     NotFound,
     PreconditionFailed,
@@ -275,7 +274,7 @@ class FileStore:
                 raise unavailable("its folder does not exist") from None
             raise NotFound(key) from None
         except PermissionError:
-            raise AccessDenied(key) from None
+            raise denied(key) from None
         except (IsADirectoryError, NotADirectoryError):
             if self._path(key).is_dir():
                 raise NotFound(key) from None

@@ -21,9 +21,8 @@ from obstore.store import S3Store as ObstoreS3
 
 from workers.storage.check import check_store
 from workers.storage.config import StoreConfig
-from workers.storage.counting import count, received, sent
+from workers.storage.counting import count, denied, received, sent
 from workers.storage.errors import (
-    AccessDenied,
     AlreadyExists,
     NotFound,
     PreconditionFailed,
@@ -271,7 +270,7 @@ def _errors(key: str) -> Iterator[None]:
     except obs.NotModifiedError:
         raise
     except (obs.PermissionDeniedError, obs.UnauthenticatedError) as error:
-        raise AccessDenied(key) from error
+        raise denied(key) from error
     except TimeoutError as error:
         raise unavailable("no answer before the deadline") from error
     except (obs.InvalidPathError, obs.NotSupportedError) as error:
@@ -283,7 +282,7 @@ def _errors(key: str) -> Iterator[None]:
             raise ValueError(f"the range begins beyond the end of the object: {key}") from None
         # Lists and deletions have no exception of their own for this.
         if (status is not None and status[1] in ("401", "403")) or _DENIED in text:
-            raise AccessDenied(key) from error
+            raise denied(key) from error
         why = "no connection" if status is None else f"status {status[1]}"
         raise unavailable(why) from error
 

@@ -218,6 +218,13 @@ LOOP_LAG_SECONDS = Histogram(
 STORE_REQUESTS = Counter(
     "sealstream_store_requests_total", "Requests to the object store, refused ones too.", ("verb",)
 )
+STORE_DENIED = Counter(
+    "sealstream_store_denied_total",
+    "Requests that the object store denied: see credentials and bucket policy. Alert on the first.",
+)
+STORE_DENIED_AT = Gauge(
+    "sealstream_store_denied_timestamp_seconds", "When it last denied one, in Unix time."
+)
 STORE_BYTES = Counter(
     "sealstream_store_bytes_total",
     "Bytes from (in) and to (out) the object store.",

@@ -15,6 +15,7 @@ from workers.storage.config import StoreConfig
 from workers.storage.errors import AccessDenied
 from workers.storage.profile import REREAD, ProfileCredentials
 from workers.storage.s3 import S3Store
+from workers.telemetry import metrics
 
 
 @asynccontextmanager
@@ -75,6 +76,7 @@ async def test_a_store_goes_on_with_keys_that_were_replaced(
 ) -> None:
     monkeypatch.setattr(profile, "REREAD", timedelta(0))
     write(secret, "OLD")
+    denials = metrics.STORE_DENIED.value()
     async with store_that_knows("NEW") as address:
         store = S3Store(StoreConfig("bucket", endpoint=address, profile="store", max_retries=0))
         with pytest.raises(AccessDenied):
@@ -83,5 +85,6 @@ async def test_a_store_goes_on_with_keys_that_were_replaced(
         write(secret, None)
         with pytest.raises(AccessDenied):
             await store.get("key")
+        assert metrics.STORE_DENIED.value() == denials + 2
         write(secret, "NEW")
         assert (await store.get("key")).data == b"data"
