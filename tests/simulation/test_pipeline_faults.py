@@ -34,6 +34,7 @@ from workers.kafka.broker import TP, Record
 from workers.leases.credential import seal_value, sign_message
 from workers.objects.results import open_result
 from workers.storage import layout
+from workers.telemetry import metrics
 
 
 async def index_handler(world: Pipeline, worker_id: str = "index-1") -> IndexHandler:
@@ -202,11 +203,17 @@ async def test_a_second_writer_fences_the_first_which_then_loads_anew() -> None:
     await new.stop()
 
 
+def _retries(topic: str) -> float:
+    """Return how often something was put off because keys were unavailable."""
+    return metrics.RETRIES.value(topic=topic, code=ErrorCode.KEY_UNAVAILABLE.value)
+
+
 async def test_one_index_without_keys_does_not_stop_the_others() -> None:
     world = Pipeline()
     world.realm.create("open")
     world.realm.create("shut")
     world.realm.down.add("shut")
+    before = _retries(PLAINTEXT_INGEST)
     async with world.ingest(), world.index():
         await world.put("shut", "s", content="x", keywords=["k"])
         await world.put("open", "o", content="x", keywords=["k"])
@@ -214,6 +221,7 @@ async def test_one_index_without_keys_does_not_stop_the_others() -> None:
         assert await world.keyword("open", "k") == ["o"]
         # Not committed past what waits.
         assert world.committed(INGEST_GROUP, PLAINTEXT_INGEST) in (None, 0)
+        await world.until(lambda: _retries(PLAINTEXT_INGEST) > before)
         world.realm.down.clear()
         await world.applied(*await world.accepted(2))
         assert await world.keyword("shut", "k") == ["s"]
@@ -233,9 +241,11 @@ async def test_one_shard_without_keys_does_not_stop_the_others() -> None:
         ]
     )
     world.realm.down.add("shut")
+    before = _retries(INDEX_UPDATE)
     async with world.index():
         await world.until(lambda: world.events())
         assert [event.index for event in world.events()] == ["open"]
+        await world.until(lambda: _retries(INDEX_UPDATE) > before)
         world.realm.down.clear()
         await world.until(lambda: {event.index for event in world.events()} == {"open", "shut"})
         await world.until(lambda: world.committed(INDEX_GROUP, INDEX_UPDATE) == 2)

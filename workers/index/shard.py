@@ -21,6 +21,7 @@ from typing import Final
 import structlog
 
 from schemas.errors import ErrorCode
+from schemas.topics import INDEX_UPDATE
 from workers.chain.compact import MAX_LIVE_SEGMENTS
 from workers.chain.head import Head
 from workers.errors import Damaged, Reject, Retry, SealstreamError
@@ -250,6 +251,7 @@ class Shard:
         pause_s = max(least_s, self._services.retry.delay_s(self._attempts, self._rng))
         self._retry_at = time.monotonic() + pause_s
         self._services.health.error("shard", error)
+        metrics.RETRIES.inc(topic=INDEX_UPDATE, code=error.code.value)
         if self._because is not error.code:
             place = self.place
             log.warning("shard waits", index=place.index, shard=place.shard, code=error.code.value)

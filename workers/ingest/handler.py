@@ -25,6 +25,7 @@ from typing import Final
 import structlog
 
 from schemas.errors import ErrorCode
+from schemas.topics import PLAINTEXT_INGEST
 from workers.errors import Reject, Reread, Retry
 from workers.ingest.batches import Authorised
 from workers.ingest.decide import Decider
@@ -34,6 +35,7 @@ from workers.kafka.broker import Record
 from workers.runtime.crunch import crunch
 from workers.runtime.health import Health
 from workers.runtime.policy import RetryPolicy
+from workers.telemetry import metrics
 
 log = structlog.get_logger("ingest.handler")
 
@@ -204,6 +206,7 @@ class IngestHandler:
             lane.attempts += 1
             lane.retry_at = time.monotonic() + self._retry.delay_s(lane.attempts, self._rng)
             self._health.error("lane", error)
+            metrics.RETRIES.inc(topic=PLAINTEXT_INGEST, code=error.code.value)
             if lane.because is None or lane.because.code is not error.code:
                 log.warning("index waits", index=index, code=error.code.value)
             lane.because = error

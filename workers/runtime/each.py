@@ -68,8 +68,10 @@ class EachPump(Pump):
         rng = rng or random.Random()  # noqa: S311  (jitter)
         places = asyncio.Semaphore(max_concurrency)
 
+        health = health or Health(group)
+
         def factory(_tp: TP) -> _Requests:
-            return _Requests(handle, places, 2 * max_concurrency, retry, rng)
+            return _Requests(handle, places, 2 * max_concurrency, retry, health, rng)
 
         super().__init__(
             broker,
@@ -99,12 +101,14 @@ class _Requests:
         places: asyncio.Semaphore,
         max_unfinished: int,
         retry: RetryPolicy,
+        health: Health,
         rng: random.Random,
     ) -> None:
         self._handle = handle
         self._places = places
         self._max_unfinished = max_unfinished
         self._retry = retry
+        self._health = health
         self._rng = rng
         self._running: dict[int, asyncio.Task[None]] = {}
         self._end = 0
@@ -178,6 +182,7 @@ class _Requests:
             except Retry as error:
                 attempt += 1
                 metrics.RETRIES.inc(topic=record.topic, code=error.code.value)
+                self._health.error(record.topic, error)
                 _log.warning("request_retry", topic=record.topic, attempt=attempt, error=str(error))
                 await pause(self._draining, self._retry.delay_s(attempt, self._rng))
             else:
