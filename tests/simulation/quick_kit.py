@@ -29,6 +29,8 @@ async def quick_world(
     patch.setattr("workers.keys.worker._ADVANCE_S", 0.0)
     patch.setattr("workers.index.background.ROUND_S", 0.2)
     patch.setattr("workers.index.background._RECOVER_S", 0.5)
+    # Who lost its lease to a machine that stood still asks for another one, and not in a while.
+    patch.setattr("workers.runtime.policy.RetryPolicy.delay_s", lambda *_: 0.05)
     # Sweeps all the time: what they note about garbage has to outlive the key generations.
     patch.setattr("workers.index.sweeping.SWEEP_S", 0.0)
     world = World(home, allow_plain_credentials=True)
