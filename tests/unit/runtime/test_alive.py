@@ -8,12 +8,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from workers.cli import main as cli
+from workers.runtime import alive
 from workers.runtime.alive import look, main
 from workers.runtime.health import Health
+
+
+@pytest.fixture(autouse=True)
+def now_s(monkeypatch: pytest.MonkeyPatch) -> float:
+    """The time of who looks: it stands still, or a worker could grow too old on a busy machine."""
+    now_s = time.time()
+    monkeypatch.setattr(alive, "time", SimpleNamespace(time=lambda: now_s))
+    return now_s
 
 
 async def written(run_dir: Path, worker: str, *, ready: bool) -> None:
@@ -100,9 +110,9 @@ def test_asking_loads_nothing_of_ours(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_age_is_by_the_clock_of_this_machine(tmp_path: Path) -> None:
+def test_age_is_by_the_clock_of_this_machine(tmp_path: Path, now_s: float) -> None:
     (tmp_path / "run").mkdir()
-    status = {"worker": "w", "time_ms": (time.time() - 30) * 1000, "ready": True}
+    status = {"worker": "w", "time_ms": (now_s - 30) * 1000, "ready": True}
     (tmp_path / "run" / "w.json").write_text(json.dumps(status))
     assert [one.problem for one in look(tmp_path / "run", max_age_s=60.0)] == [None]
     assert look(tmp_path / "run")[0].problem is not None

@@ -14,6 +14,7 @@ from workers.errors import Retry
 from workers.kafka.broker import TP, Record
 from workers.kafka.memory import MemoryBroker
 from workers.runtime.each import EachPump
+from workers.runtime.health import Health
 from workers.runtime.policy import DrainPolicy, RetryPolicy
 
 FAST = RetryPolicy(first_s=0.001, max_s=0.01, pending_s=0.005)
@@ -23,7 +24,7 @@ class Desk:
     """Answers requests when told to."""
 
     def __init__(self, partitions: int = 1) -> None:
-        self.broker = MemoryBroker({"asks": partitions}, rebalance_timeout_s=4.0)
+        self.broker = MemoryBroker({"asks": partitions}, rebalance_timeout_s=240.0)
         self.begun: list[int] = []
         self.answered: list[int] = []
         self.held: dict[int, asyncio.Event] = {}
@@ -52,7 +53,7 @@ class Desk:
     def pump(self, **options: object) -> EachPump:
         settings = {
             "retry": FAST,
-            "drain": DrainPolicy(finish_s=5.0, close_s=1.0),
+            "drain": DrainPolicy(finish_s=60.0, close_s=60.0),
             "rng": random.Random(1),
         } | options
         return EachPump(self.broker, "g", ["asks"], self.handle, **settings)  # type: ignore[arg-type]
@@ -60,7 +61,7 @@ class Desk:
 
 async def until(what: object) -> None:
     assert callable(what)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not what():
             await asyncio.sleep(0.001)
 
@@ -73,7 +74,7 @@ async def running(pump: EachPump) -> AsyncIterator[None]:
         yield
     finally:
         stop.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await asyncio.gather(task, return_exceptions=True)
     task.result()
 
@@ -134,9 +135,12 @@ async def test_retry_repeats_one_request_without_holding_a_place() -> None:
 
     desk.handle = handle  # type: ignore[method-assign]
     await desk.ask(5)
-    async with running(desk.pump(max_concurrency=1)):
+    health = Health("keys-1")
+    async with running(desk.pump(max_concurrency=1, health=health)):
         await until(lambda: desk.committed() == 5)
     assert sorted(desk.answered) == [0, 1, 2, 3, 4]
+    [told] = health.status()["errors"]
+    assert (told["where"], told["count"]) == ("asks", 3)
 
 
 async def test_stop_lets_running_requests_end_and_commits() -> None:
@@ -151,7 +155,7 @@ async def test_stop_lets_running_requests_end_and_commits() -> None:
     assert not task.done()
     for event in desk.held.values():
         event.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await task
     assert desk.committed() == 2
 
@@ -181,7 +185,7 @@ async def test_unknown_error_ends_the_pump() -> None:
     desk.handle = handle  # type: ignore[method-assign]
     await desk.ask(1)
     with pytest.raises(KeyError):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await desk.pump().run(asyncio.Event())
     assert desk.committed() is None
 
