@@ -173,10 +173,12 @@ async def test_a_killed_service_is_started_again_and_says_so(tmp_path: Path) -> 
 
 async def test_stop_ends_the_back_off(tmp_path: Path) -> None:
     lines: list[str] = []
-    one = service(command(tmp_path, "input()"), yes, lines)
+    one = service(command(tmp_path, "import time; time.sleep(600)"), yes, lines)
     async with asyncio.TaskGroup() as keepers:
         await one.start()
         keepers.create_task(one.keep())
+        assert one.state.pid is not None
+        os.kill(one.state.pid, signal.SIGKILL)
         async with asyncio.timeout(60):
             while not lines:
                 await asyncio.sleep(0.01)
