@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,10 +16,12 @@ import aiohttp
 from kms_world import PATIENCE_S, Fault, World, missing
 
 from workers.kms.vault import VaultConfig, VaultKms
+from workers.local import ports
 from workers.local.process import die_with_parent
 
 ROOT, LIMITED = "contract-root", "contract-limited"
 MOUNT = "transit"
+START_S = 240.0
 _STARTED = b"server started"
 POLICIES = Path(__file__).parents[3] / "deploy" / "vault"
 
@@ -122,12 +122,9 @@ class BaoWorld(World):
 def free_ports() -> int:
     """Find a port whose successor is free too: OpenBao takes it for its cluster."""
     while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-            with contextlib.suppress(OSError, OverflowError):
-                two.bind(("127.0.0.1", port + 1))
-                return port
+        port = ports.choose(["api"], {})["api"]
+        if ports.is_free(port + 1):
+            return port
 
 
 async def _launch(folder: Path) -> BaoWorld:
@@ -153,7 +150,7 @@ async def _launch(folder: Path) -> BaoWorld:
     )
     bao = BaoWorld(f"https://127.0.0.1:{port}", certs / "vault-ca.pem", process)
     assert process.stdout is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(START_S):
         started = False
         while not (started and bao.unseal_key):
             line = await process.stdout.readline()

@@ -24,6 +24,7 @@ from kms_tls import Certificates, make_certificates
 from kms_world import PATIENCE_S, Fault, World
 
 from workers.kms.gcp import GcpConfig, GcpKms
+from workers.local import ports
 
 RING = "projects/acme-1/locations/europe-west1/keyRings/search"
 SERVICE = "google.cloud.kms.v1.KeyManagementService"
@@ -51,7 +52,8 @@ class GcpWorld(World):
     def __init__(self, folder: Path, certificates: Certificates) -> None:
         self._certificates = certificates
         self.server: grpc.aio.Server | None = None
-        self.port = 0
+        # Of those that no connection takes: it is left and taken again.
+        self.port = ports.choose(["kms"], {})["kms"]
         self.keys: dict[str, FakeKey] = {}
         self._fault: Fault | None = None
         self._thawed = asyncio.Event()
@@ -108,9 +110,7 @@ class GcpWorld(World):
             (grpc.method_handlers_generic_handler(SERVICE, handlers),)
         )
         pair = (self._certificates.key.read_bytes(), self._certificates.certificate.read_bytes())
-        self.port = self.server.add_secure_port(
-            f"127.0.0.1:{self.port}", grpc.ssl_server_credentials([pair])
-        )
+        self.server.add_secure_port(f"127.0.0.1:{self.port}", grpc.ssl_server_credentials([pair]))
         await self.server.start()
 
     def _handler(

@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from workers.local import ports
+
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
@@ -84,7 +86,8 @@ class TlsServer:
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         self._context = certificates.server_context()
         self._site: web.TCPSite | None = None
-        self.port = 0
+        # Of those that no connection takes: it is left and taken again.
+        self.port = ports.choose(["tls"], {})["tls"]
 
     async def start(self) -> None:
         if self._runner.server is None:
@@ -93,7 +96,6 @@ class TlsServer:
             self._runner, "127.0.0.1", self.port, ssl_context=self._context, reuse_address=True
         )
         await self._site.start()
-        self.port = self._runner.addresses[0][1]
 
     async def stop_listening(self) -> None:
         assert self._site is not None
