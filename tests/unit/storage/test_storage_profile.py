@@ -78,7 +78,16 @@ async def test_a_store_goes_on_with_keys_that_were_replaced(
     write(secret, "OLD")
     denials = metrics.STORE_DENIED.value()
     async with store_that_knows("NEW") as address:
-        store = S3Store(StoreConfig("bucket", endpoint=address, profile="store", max_retries=0))
+        # The server shares this process: no request ends because the machine stands still.
+        config = StoreConfig(
+            "bucket",
+            endpoint=address,
+            profile="store",
+            max_retries=0,
+            request_timeout_s=600.0,
+            operation_timeout_s=600.0,
+        )
+        store = S3Store(config)
         with pytest.raises(AccessDenied):
             await store.get("key")
         # Not there for a moment: no reason to end either.
