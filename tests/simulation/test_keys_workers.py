@@ -29,7 +29,9 @@ from keys_world import PATIENCE_S, World
 
 
 @pytest.fixture
-async def world(tmp_path):
+async def world(tmp_path, monkeypatch):
+    # Holders renew when the tests say so, and not when a second has passed besides.
+    monkeypatch.setattr("workers.leases.holder._TICK_S", 3600.0)
     world = World(tmp_path, allow_plain_credentials=True)
     await world.open()
     await world.create("acme/docs")
@@ -256,7 +258,8 @@ async def test_a_request_that_is_given_up_counts_as_silence(world, monkeypatch):
         await holder.lease("acme/docs")
 
 
-async def test_an_idle_worker_that_is_revoked_ends(world):
+async def test_an_idle_worker_that_is_revoked_ends(world, monkeypatch):
+    monkeypatch.setattr("workers.leases.holder._TICK_S", 0.01)
     settings = world.settings.model_copy(update={"worker_id": "index-1"})
     working = asyncio.create_task(
         index_worker.serve(settings, asyncio.Event(), broker=world.broker, store=world.store)

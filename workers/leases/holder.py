@@ -654,8 +654,9 @@ class LeaseHolder:
 
     def _check(self) -> None:
         """Tell whether this worker may ask. Raises Fatal."""
-        self._check_tasks()
+        # First: a task that looked at the certificate before has ended by that.
         self._check_certificate()
+        self._check_tasks()
 
     def _check_tasks(self) -> None:
         for task in self._tasks:
