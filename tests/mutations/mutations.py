@@ -417,7 +417,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     _m(
         "what an old KEK wraps is kept",
-        "keys/hierarchy.py",
+        "keys/stored_keys.py",
         "            if epoch < record.epoch:\n",
         "            if False:\n",
         f"{_ROTATION}::test_a_new_kek_reseals_the_keys_and_destroys_what_the_old_one_wrapped",

@@ -124,7 +124,7 @@ class KeyOperations:
             await self._indexes.open(record, index_key=new_key)
             # Once more, for those that were made meanwhile.
             await user_keys.reseal(record, new_key, epoch=epoch, keep=[])
-        await hierarchy.drop_epochs(record)
+        await hierarchy.stored.drop_epochs(record)
         return record
 
     async def _status(self, asked: Asked) -> Result:

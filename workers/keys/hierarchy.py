@@ -1,15 +1,7 @@
-"""KMS key -> KEK -> TAG, DEK, INGEST: made, stored, opened, cached.
+"""KMS key -> KEK -> TAG, DEK, INGEST: made, opened, changed, cached.
 
-Objects of an index, all but the envelope sealed (SST1) under the KEK and bound to index and name.
-The three last lie under `<uid>/keys/epochs/<epoch>/` for KEKs after the first one; which epoch is
-the current one stands in the catalog, so a change of the KEK is one conditional write there.
+How they lie in the store: `stored_keys.py`. Invariants:
 
-    <uid>/keys/envelope/<epoch>    `envelope.py`
-    <uid>/keys/tag                 TAG, 32 bytes
-    <uid>/keys/dek/<generation>    suite u8 ‖ DEK
-    <uid>/keys/ingest/<day>        suite u8 ‖ seed of the INGEST pair
-
-Invariants:
 - Opened keys are cached for at most `CACHE_S` after the KMS, or a caller who keeps the KEK, last
   gave it; at most `MAX_RINGS` indexes at a time.
 - A cached ring is of the epoch, and has the generations, that the catalog names.
@@ -34,28 +26,17 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from schemas.errors import ErrorCode
-from workers.crypto.errors import OpenFailed
 from workers.crypto.hpke import HpkeSuite
-from workers.crypto.lp import lp
-from workers.crypto.seal import SealPurpose, open_sealed, seal
-from workers.crypto.secret import KEY_BYTES, SecretBytes, random_secret
+from workers.crypto.secret import SecretBytes, random_secret
 from workers.crypto.sign import SigningKey
 from workers.errors import Reject, Retry
 from workers.keys.catalog import PROVIDER_NONE, IndexRecord
-from workers.keys.envelope import (
-    EPOCH,
-    Envelope,
-    commitment,
-    damaged,
-    kms_context,
-    open_envelope,
-    sign_envelope,
-)
+from workers.keys.envelope import EPOCH, Envelope, commitment, damaged, kms_context
 from workers.keys.keyring import DataKey, IngestKey, KeyRing
+from workers.keys.stored_keys import StoredKeys
 from workers.kms.base import Kms
 from workers.leases.certificate import Clock
-from workers.storage import layout
-from workers.storage.errors import AlreadyExists, NotFound, OutcomeUnknown, PreconditionFailed
+from workers.storage.errors import AlreadyExists
 from workers.storage.store import Store
 from workers.telemetry import metrics
 
@@ -69,15 +50,18 @@ DAY_S: Final = 86_400
 
 
 class Hierarchy:
-    """Makes and opens the keys of indexes."""
+    """Makes and opens the keys of indexes.
+
+    Attributes:
+        stored: the same keys, where they lie.
+    """
 
     def __init__(
         self, store: Store, kms: Kms, signer: SigningKey, *, clock: Clock = time.time
     ) -> None:
         """Prepare; `signer` is the key service's identity."""
-        self._store = store
+        self.stored = StoredKeys(store, signer)
         self._kms = kms
-        self._signer = signer
         self._clock = clock
         self._rings: OrderedDict[bytes, KeyRing] = OrderedDict()
         self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
@@ -99,20 +83,7 @@ class Hierarchy:
         """
         now = self._clock()
         kek = random_secret() if index_key is None else SecretBytes(index_key.view())
-        wrapped, version, provider = b"", "", PROVIDER_NONE
-        if index_key is None:
-            answer = await self._timed("wrap", self._kms.wrap(key_id, kek, kms_context(uid, EPOCH)))
-            wrapped, version, provider = answer.data, answer.version, self._kms.name
-        envelope = Envelope(
-            index_uid=uid.hex(),
-            epoch=EPOCH,
-            provider=provider,
-            key_id=key_id if index_key is None else "",
-            wrap_version=version,
-            wrapped=base64.b64encode(wrapped).decode("ascii"),
-            commitment=commitment(kek, uid, EPOCH),
-            created_ms=int(now * 1000),
-        )
+        envelope = await self._wrap(uid, EPOCH, kek, None if index_key is not None else key_id, now)
         day = int(now) // DAY_S
         ring = KeyRing(
             uid=uid,
@@ -122,12 +93,7 @@ class Hierarchy:
             ingest_keys={day: IngestKey(day, suite, random_secret())},
             proved_s=now,
         )
-        data_key, ingest_key = ring.data_keys[FIRST_GENERATION], ring.ingest_keys[day]
-        store = self._store
-        await store.create(layout.envelope(uid, EPOCH), sign_envelope(envelope, self._signer))
-        await store.create(layout.tag(uid), _seal_tag(ring))
-        await store.create(layout.dek(uid, FIRST_GENERATION), _seal_data_key(ring, data_key))
-        await store.create(layout.ingest_key(uid, day), _seal_ingest_key(ring, ingest_key))
+        await self.stored.write(envelope, ring)
         self._keep(ring)
         return ring
 
@@ -173,12 +139,10 @@ class Hierarchy:
         suite = ring.data_keys[max(ring.data_keys)].suite
         key = IngestKey(day, suite, random_secret())
         try:
-            await self._store.create(
-                layout.ingest_key(ring.uid, day, ring.epoch), _seal_ingest_key(ring, key)
-            )
+            await self.stored.add_ingest_key(ring, key)
         except AlreadyExists:
             ring.check()
-            key = await self._read_ingest_key(ring.uid, ring.kek, day, ring.epoch)
+            key = await self.stored.ingest_key(ring.uid, ring.kek, day, ring.epoch)
         ring.ingest_keys[day] = key
         return True
 
@@ -189,7 +153,7 @@ class Hierarchy:
         # A pair is sealed to until producers have seen its successor: a day for that.
         old = [d for d, after in pairwise(days) if (after + 1) * DAY_S < limit]
         if old:
-            await self._store.delete([layout.ingest_key(ring.uid, d, ring.epoch) for d in old])
+            await self.stored.drop_ingest_keys(ring, old)
             for day in old:
                 ring.ingest_keys.pop(day).seed.wipe()
 
@@ -205,11 +169,7 @@ class Hierarchy:
             Damaged: the envelope, or what the KMS returned, is not this index's.
         """
         self._check_kms(record)
-        name = layout.envelope(record.uid, record.epoch)
-        stored = await self._store.get(name)
-        before = open_envelope(
-            stored.data, record.uid, record.epoch, self._signer.public, least=record.envelope
-        )
+        before, etag = await self.stored.envelope(record)
         context = kms_context(record.uid, record.epoch)
         answer = await self._timed(
             "rewrap", self._kms.rewrap(before.key_id, before.wrapped_bytes(), context)
@@ -225,10 +185,7 @@ class Hierarchy:
         with kek:
             if not after.is_of(kek):
                 raise damaged()
-        try:
-            await self._store.replace(name, sign_envelope(after, self._signer), stored.etag)
-        except (PreconditionFailed, OutcomeUnknown) as error:
-            raise Reject(ErrorCode.CONFLICT, "the key is being changed: try again") from error
+        await self.stored.replace_envelope(record, after, etag)
         return after
 
     async def new_epoch(
@@ -246,61 +203,15 @@ class Hierarchy:
         Raises:
             Retry: KEY_UNAVAILABLE, STORAGE_UNAVAILABLE.
         """
-        now_ms = int(self._clock() * 1000)
-        epoch, uid = max(now_ms, record.epoch + 1), record.uid
+        now = self._clock()
+        epoch = max(int(now * 1000), record.epoch + 1)
         kek = random_secret() if index_key is None else SecretBytes(index_key.view())
-        wrapped, version = b"", ""
-        if index_key is None:
-            answer = await self._timed(
-                "wrap", self._kms.wrap(record.key_id, kek, kms_context(uid, epoch))
-            )
-            wrapped, version = answer.data, answer.version
-        envelope = Envelope(
-            index_uid=uid.hex(),
-            epoch=epoch,
-            provider=self._kms.name if index_key is None else PROVIDER_NONE,
-            key_id=record.key_id,
-            wrap_version=version,
-            wrapped=base64.b64encode(wrapped).decode("ascii"),
-            commitment=commitment(kek, uid, epoch),
-            created_ms=now_ms,
-        )
+        key_id = None if index_key is not None else record.key_id
+        envelope = await self._wrap(record.uid, epoch, kek, key_id, now)
         ring.check()
-        after = replace(ring, kek=kek, epoch=epoch)
-        store = self._store
         with kek:
-            # First, and only if there is none: of two instances in one millisecond one goes on.
-            await store.create(layout.envelope(uid, epoch), sign_envelope(envelope, self._signer))
-            await store.create(layout.tag(uid, epoch), _seal_tag(after))
-            for data_key in after.data_keys.values():
-                name = layout.dek(uid, data_key.generation, epoch)
-                await store.create(name, _seal_data_key(after, data_key))
-            for ingest_key in after.ingest_keys.values():
-                name = layout.ingest_key(uid, ingest_key.day, epoch)
-                await store.create(name, _seal_ingest_key(after, ingest_key))
+            await self.stored.write(envelope, replace(ring, kek=kek, epoch=epoch))
         return epoch
-
-    async def drop_epochs(self, record: IndexRecord) -> None:
-        """Destroy what earlier KEKs wrap. Raises Retry.
-
-        Later ones stay: another instance may be about to change to one.
-        """
-        uid = record.uid
-        firsts = (layout.tag(uid), layout.deks_prefix(uid), layout.ingest_prefix(uid))
-        numbered = (layout.epochs_prefix(uid), layout.envelopes_prefix(uid))
-        old = []
-        async for entry in self._store.list(layout.keys_prefix(uid)):
-            prefix = next((p for p in numbered if entry.key.startswith(p)), None)
-            if prefix is not None:
-                epoch = int(entry.key.removeprefix(prefix).partition("/")[0])
-            elif entry.key.startswith(firsts):
-                epoch = EPOCH
-            else:
-                continue
-            if epoch < record.epoch:
-                old.append(entry.key)
-        if old:
-            await self._store.delete(old)
 
     async def new_generation(self, record: IndexRecord, ring: KeyRing, suite: HpkeSuite) -> int:
         """Make the next data key; return its generation, which the catalog does not name yet.
@@ -313,29 +224,18 @@ class Hierarchy:
         ring.check()
         # An attempt that got no further may have left one: the KEK is the same, and so is the key.
         with contextlib.suppress(AlreadyExists):
-            name = layout.dek(record.uid, generation, ring.epoch)
-            await self._store.create(name, _seal_data_key(ring, key))
+            await self.stored.add_data_key(ring, key)
         return generation
 
     async def drop_generations(self, record: IndexRecord) -> None:
         """Destroy the data keys before those that the catalog names. Raises Retry."""
-        uid, least = record.uid, min(record.readable)
-        prefix = layout.deks_prefix(uid, record.epoch)
-        old = [
-            entry.key
-            async for entry in self._store.list(prefix)
-            if int(entry.key.removeprefix(prefix)) < least
-        ]
-        if old:
-            await self._store.delete(old)
-        self.forget(uid)
+        await self.stored.drop_generations(record)
+        self.forget(record.uid)
 
     async def destroy(self, uid: bytes) -> None:
         """Delete the stored keys of an index and forget the cached ones. Raises Retry."""
         self.forget(uid)
-        keys = [entry.key async for entry in self._store.list(layout.keys_prefix(uid))]
-        if keys:
-            await self._store.delete(keys)
+        await self.stored.destroy(uid)
 
     def forget(self, uid: bytes) -> None:
         """Wipe the cached keys of an index."""
@@ -364,7 +264,7 @@ class Hierarchy:
                     "the key of this index is kept by its callers, and none has come lately",
                 )
             return cached
-        envelope = await self._envelope(record)
+        envelope, _ = await self.stored.envelope(record)
         if envelope.provider != PROVIDER_NONE:
             raise damaged()
         if not envelope.is_of(index_key):
@@ -379,15 +279,31 @@ class Hierarchy:
             kek.wipe()
             cached.proved_s = self._clock()
             return cached
-        try:
-            ring = await self._read(record, kek)
-        except (OpenFailed, NotFound, ValueError) as error:
-            raise damaged() from error
+        ring = await self.stored.read(record, kek, self._clock())
         self._keep(ring)
         return ring
 
+    async def _wrap(
+        self, uid: bytes, epoch: int, kek: SecretBytes, key_id: str | None, now: float
+    ) -> Envelope:
+        """Return the envelope of a new KEK; without a `key_id` its callers keep it."""
+        wrapped, version = b"", ""
+        if key_id is not None:
+            answer = await self._timed("wrap", self._kms.wrap(key_id, kek, kms_context(uid, epoch)))
+            wrapped, version = answer.data, answer.version
+        return Envelope(
+            index_uid=uid.hex(),
+            epoch=epoch,
+            provider=PROVIDER_NONE if key_id is None else self._kms.name,
+            key_id=key_id or "",
+            wrap_version=version,
+            wrapped=base64.b64encode(wrapped).decode("ascii"),
+            commitment=commitment(kek, uid, epoch),
+            created_ms=int(now * 1000),
+        )
+
     async def _unwrap(self, record: IndexRecord) -> SecretBytes:
-        envelope = await self._envelope(record)
+        envelope, _ = await self.stored.envelope(record)
         if envelope.provider != self._kms.name:
             raise Retry(
                 ErrorCode.KEY_UNAVAILABLE,
@@ -425,55 +341,6 @@ class Hierarchy:
             metrics.KMS_SECONDS.observe(time.perf_counter() - started_s, call=call)
             metrics.KMS_CALLS.inc(call=call, outcome=outcome)
 
-    async def _envelope(self, record: IndexRecord) -> Envelope:
-        try:
-            stored = await self._store.get(layout.envelope(record.uid, record.epoch))
-        except NotFound as error:
-            raise damaged() from error
-        return open_envelope(
-            stored.data, record.uid, record.epoch, self._signer.public, least=record.envelope
-        )
-
-    async def _read(self, record: IndexRecord, kek: SecretBytes) -> KeyRing:
-        uid, epoch = record.uid, record.epoch
-        tag = await self._read_sealed(layout.tag(uid, epoch), kek, SealPurpose.TAG, uid, _TAG_ID)
-        ring = KeyRing(
-            uid=uid,
-            kek=kek,
-            tag=SecretBytes(tag),
-            data_keys={g: await self._read_data_key(record, kek, g) for g in record.readable},
-            ingest_keys={},
-            proved_s=self._clock(),
-            epoch=epoch,
-        )
-        async for entry in self._store.list(layout.ingest_prefix(uid, epoch)):
-            day = int(entry.key.rpartition("/")[2])
-            ring.ingest_keys[day] = await self._read_ingest_key(uid, kek, day, epoch)
-        return ring
-
-    async def _read_data_key(
-        self, record: IndexRecord, kek: SecretBytes, generation: int
-    ) -> DataKey:
-        name = layout.dek(record.uid, generation, record.epoch)
-        raw = await self._read_sealed(name, kek, SealPurpose.DEK, record.uid, _dek_id(generation))
-        return DataKey(generation, *_split(raw))
-
-    async def _read_ingest_key(
-        self, uid: bytes, kek: SecretBytes, day: int, epoch: int
-    ) -> IngestKey:
-        name = layout.ingest_key(uid, day, epoch)
-        try:
-            raw = await self._read_sealed(name, kek, SealPurpose.INGEST_KEY, uid, _ingest_id(day))
-        except OpenFailed as error:
-            raise damaged() from error
-        return IngestKey(day, *_split(raw))
-
-    async def _read_sealed(
-        self, key: str, kek: SecretBytes, purpose: SealPurpose, uid: bytes, object_id: bytes
-    ) -> bytes:
-        stored = await self._store.get(key)
-        return open_sealed(kek, stored.data, purpose=purpose, index_uid=uid, object_id=object_id)
-
     async def _current(self, record: IndexRecord) -> KeyRing | None:
         """Return the cached ring, with the generations that the catalog names now; None without.
 
@@ -489,10 +356,7 @@ class Hierarchy:
         for generation in ring.data_keys.keys() - record.readable:
             ring.data_keys.pop(generation).dek.wipe()
         for generation in record.readable - ring.data_keys.keys():
-            try:
-                found = await self._read_data_key(record, ring.kek, generation)
-            except (OpenFailed, NotFound) as error:
-                raise damaged() from error
+            found = await self.stored.data_key(record, ring.kek, generation)
             ring.check()
             ring.data_keys[generation] = found
         return ring
@@ -518,52 +382,3 @@ class Hierarchy:
 
     def _age(self, ring: KeyRing) -> float:
         return self._clock() - ring.proved_s
-
-
-_TAG_ID = b"tag"
-
-
-def _dek_id(generation: int) -> bytes:
-    return lp("dek", generation)
-
-
-def _ingest_id(day: int) -> bytes:
-    return lp("ingest", day)
-
-
-def _seal_tag(ring: KeyRing) -> bytes:
-    return seal(
-        ring.kek,
-        ring.tag.view(),
-        purpose=SealPurpose.TAG,
-        index_uid=ring.uid,
-        object_id=_TAG_ID,
-    )
-
-
-def _seal_data_key(ring: KeyRing, key: DataKey) -> bytes:
-    return seal(
-        ring.kek,
-        bytes([key.suite]) + key.dek.view(),
-        purpose=SealPurpose.DEK,
-        generation=key.generation,
-        index_uid=ring.uid,
-        object_id=_dek_id(key.generation),
-    )
-
-
-def _seal_ingest_key(ring: KeyRing, key: IngestKey) -> bytes:
-    return seal(
-        ring.kek,
-        bytes([key.suite]) + key.seed.view(),
-        purpose=SealPurpose.INGEST_KEY,
-        index_uid=ring.uid,
-        object_id=_ingest_id(key.day),
-    )
-
-
-def _split(raw: bytes) -> tuple[HpkeSuite, SecretBytes]:
-    """Split suite byte and key. Raises OpenFailed."""
-    if len(raw) != 1 + KEY_BYTES:
-        raise OpenFailed("a stored key has an unknown form")
-    return HpkeSuite(raw[0]), SecretBytes(memoryview(raw)[1:])
