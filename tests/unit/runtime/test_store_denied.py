@@ -27,7 +27,7 @@ def test_a_worker_whose_store_denies_it_is_not_ready_but_alive(
     (tmp_path / "index-1.json").write_text(json.dumps(status))
 
     def problem(later_s: float, *, ready: bool = True) -> str | None:
-        now_s = status["time_ms"] / 1000 + later_s
+        now_s = status["store_denied_ms"] / 1000 + later_s
         monkeypatch.setattr(alive, "time", SimpleNamespace(time=lambda: now_s))
         [found] = alive.look(tmp_path, max_age_s=3600.0, ready=ready)
         return found.problem
