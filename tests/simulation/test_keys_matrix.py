@@ -25,7 +25,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from query_kit import ALL, Caller, World, client, until, workers
+from query_kit import ALL, PATIENCE_S, Caller, World, client, until, workers
 
 from schemas.admin import AdminResult
 from schemas.audit import AuditRecord
@@ -447,7 +447,7 @@ ROWS = [
 async def test_cell(stage: Stage, row: Row, column: str) -> None:
     who = await stage.who(column, row.scope)
     before = len(stage.denials())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         answer = await row.send(stage, who)
     assert answer == {**_COMMON, **row.differs}[column]
     if isinstance(answer, ErrorCode):

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
-from query_kit import INDEX, SERVE, World, client, workers
+from query_kit import INDEX, PATIENCE_S, SERVE, World, client, workers
 from quick_kit import change_key, quick_world
 
 from schemas.errors import ErrorCode
@@ -153,14 +153,16 @@ async def test_every_role_may_what_it_needs_in_the_life_of_an_index_and_no_more(
     async with AsyncExitStack() as running, client(world) as c:
         for role, serve in SERVE.items():
             monkeypatch.setitem(SERVE, role, _with(serve, stores[role]))
-            await running.enter_async_context(workers(world, role))
+            # Small records in the one topic that documents go through.
+            limits = {"max_record_bytes": 100_000} if role == "ingest" else {}
+            await running.enter_async_context(workers(world, role, **limits))
         # No head is there yet.
         assert await c.count(INDEX) == 0
         for start in range(0, 40, 10):
             await fill(c, range(start, start + 10))
         # One operation that is larger than a record: its body is an object.
-        words = " ".join(f"w{number:x}" for number in range(30_000))
-        await c.ingest(INDEX, "large", text={"body": words}, wait="searchable", timeout_s=60)
+        words = " ".join(f"w{number:x}" for number in range(5000))
+        await c.ingest(INDEX, "large", text={"body": words}, wait="searchable")
         await c.delete(INDEX, "large", wait="searchable")
         await search(c, 40)
         # Access lists, users, user keys, tokens.
@@ -188,7 +190,7 @@ async def test_every_role_may_what_it_needs_in_the_life_of_an_index_and_no_more(
         monkeypatch.setattr("workers.index.garbage.MIN_AGE_MS", 0)
         packs = layout.packs_prefix(uid)
         await change_key(world, "dek")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while any(key.startswith(packs) for key in world.stored()):
                 await asyncio.sleep(0.1)
         assert await c.count(INDEX) == 0
