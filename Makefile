@@ -42,17 +42,21 @@ $(BIN)/python:
 		echo "$(PYTHON) cannot make virtual environments: install python3-venv." >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 
+# A virtual environment whose making was interrupted has no pip: made again.
+PIP = { $(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv $(VENV); } && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check
+
 # Stamps: what is installed, until pyproject.toml changes.
 $(VENV)/.run-stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[local,embed]'
+	$(PIP) --editable '.[local,embed]'
 	@touch $@
 
 $(VENV)/.dev-stamp: pyproject.toml $(VENV)/.run-stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[local,embed,vault,test,dev]'
+	$(PIP) --editable '.[local,embed,vault,test,dev]'
 	@touch $@
 
 $(VENV)/.bench-stamp: pyproject.toml $(VENV)/.run-stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[local,embed,bench]'
+	$(PIP) --editable '.[local,embed,bench]'
 	@touch $@
 
 demo: $(VENV)/.run-stamp
