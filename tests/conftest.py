@@ -32,6 +32,9 @@ from workers.local.state import StackState, read_state
 from workers.settings import Settings, load_settings, parse_env_file
 
 START_DEADLINE_S = 600.0
+# Folders in the order of their tests. Stacks stay until the end, and an idle one takes a good part
+# of a small machine: first comes what needs none.
+ORDER = ("unit", "vectors", "simulation", "contract", "integration", "chaos", "kafka")
 
 # Examples are the same in every run, and none has to be quick: a test fails for what the code does,
 # never for what was drawn or for how busy the machine is. Others: --hypothesis-profile=default.
@@ -174,6 +177,8 @@ def logs_as_they_were() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    items.sort(key=lambda item: ORDER.index(item.path.relative_to(here).parts[0]))
     for item in items:
         if {"servers", "stack"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.integration)
