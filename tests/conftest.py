@@ -33,7 +33,7 @@ from workers.settings import Settings, load_settings, parse_env_file
 
 START_DEADLINE_S = 600.0
 # Folders in the order of their tests. Stacks stay until the end, and an idle one takes a good part
-# of a small machine: first comes what needs none.
+# of a small machine: first comes what needs none, last what is not named here.
 ORDER = ("unit", "vectors", "simulation", "contract", "integration", "chaos", "kafka")
 
 # Examples are the same in every run, and none has to be quick: a test fails for what the code does,
@@ -178,7 +178,12 @@ def logs_as_they_were() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    items.sort(key=lambda item: ORDER.index(item.path.relative_to(here).parts[0]))
+
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(here).parts[0]
+        return ORDER.index(folder) if folder in ORDER else len(ORDER)
+
+    items.sort(key=place)
     for item in items:
         if {"servers", "stack"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.integration)

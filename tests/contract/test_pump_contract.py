@@ -131,7 +131,7 @@ class TansuInS3:
     """Tansu with its log in S3."""
 
     def __init__(self, folder: Path, seaweed: StoreConfig) -> None:
-        self._port = ports.choose(["kafka"], {})["kafka"]
+        self._port = ports.draw()
         self.bootstrap = f"127.0.0.1:{self._port}"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None

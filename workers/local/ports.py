@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from workers.local.errors import StackError
 
@@ -40,12 +40,13 @@ def choose(names: Iterable[str], remembered: Mapping[str, int]) -> dict[str, int
     for name in names:
         port = remembered.get(name)
         if port is None or port in chosen.values() or not is_free(port):
-            port = _draw(set(chosen.values()) | set(remembered.values()))
+            port = draw(set(chosen.values()) | set(remembered.values()))
         chosen[name] = port
     return chosen
 
 
-def _draw(taken: set[int]) -> int:
+def draw(taken: Collection[int] = ()) -> int:
+    """Return a free port that is none of `taken`. Raises StackError if none was found."""
     for _ in range(_ATTEMPTS):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
         if port not in taken and is_free(port):

@@ -213,7 +213,7 @@ class SealstreamStack:
             made = self._docker.client.volumes.create(f"{self._prefix}-{name}", labels=labels)
             self._volumes.append(made)
         # The broker must tell clients its port before it has one.
-        host, port = self._docker.host(), ports.choose(["kafka"], {})["kafka"]
+        host, port = self._docker.host(), ports.draw()
         parts = Parts(self._images, self._kms, self._broker, host, port)
         self._once(parts.secrets())
         for part in parts.stores():

@@ -122,7 +122,7 @@ class BaoWorld(World):
 def free_ports() -> int:
     """Find a port whose successor is free too: OpenBao takes it for its cluster."""
     while True:
-        port = ports.choose(["api"], {})["api"]
+        port = ports.draw()
         if ports.is_free(port + 1):
             return port
 

@@ -87,7 +87,7 @@ class TlsServer:
         self._context = certificates.server_context()
         self._site: web.TCPSite | None = None
         # Of those that no connection takes: it is left and taken again.
-        self.port = ports.choose(["tls"], {})["tls"]
+        self.port = ports.draw()
 
     async def start(self) -> None:
         if self._runner.server is None:

@@ -83,7 +83,7 @@ def compose(name: str, environment: Mapping[str, str], *arguments: str, check: b
 def composed(home: Path, **variables: str) -> Iterator[Composed]:
     """Run the system under a name and a port of its own; gone at the end, data too."""
     name = f"sealstream-test-{secrets.token_hex(4)}"
-    port = str(ports.choose(["kafka"], {})["kafka"])
+    port = str(ports.draw())
     environment = {**os.environ, "KAFKA_PORT": port, **variables}
     began = time.monotonic()
     try:
