@@ -109,18 +109,24 @@ async def test_a_miss_looks_like_a_hit(level, word, dummies, monkeypatch) -> Non
     assert stats.gets == store.stats.gets == 2 + large
 
 
+LARGE = ["large0", "large1"]
+
+
+def two_large_and_a_small(level):
+    nodes = [Node(NodeKind.TERM, token(word), bytes(5000)) for word in LARGE]
+    nodes.append(Node(NodeKind.TERM, token("small"), b"x"))
+    return build_segment(SegmentContext(INDEX, 0, keys(1), 1, level, 0), Rows.blank(2), nodes)
+
+
 @pytest.mark.parametrize("level", ["off", "standard", "strict"])
 async def test_few_large_nodes_are_read_all_at_once_whichever_is_wanted(level, monkeypatch) -> None:
     monkeypatch.setattr(segment_file, "WHOLE_BYTES", 0)
     monkeypatch.setattr(segment, "INLINE_SEGMENT_BYTES", 0)
-    words = ["large0", "large1", "small"]
-    nodes = [Node(NodeKind.TERM, token(word), bytes(5000)) for word in words[:2]]
-    nodes.append(Node(NodeKind.TERM, token("small"), b"x"))
-    built = build_segment(SegmentContext(INDEX, 0, keys(1), 1, level, 0), Rows.blank(2), nodes)
+    built = two_large_and_a_small(level)
     store = RecordingStore()
     await store.put(layout.segment(INDEX, 0, built.ref.uid), built.data)
     seen = []
-    for word in (*words, "nothing"):
+    for word in (*LARGE, "small", "nothing"):
         cache = BlockCache(1 << 20)
         file = SegmentFile(store, cache, INDEX, 0, built.ref, keys)
         request = (NodeKind.TERM, token(word))
@@ -168,15 +174,12 @@ async def test_a_flipped_bit_among_few_large_nodes_is_damage(monkeypatch) -> Non
 async def test_damage_that_was_mended_since_it_was_cached_is_not_told(level, monkeypatch) -> None:
     monkeypatch.setattr(segment_file, "WHOLE_BYTES", 0)
     monkeypatch.setattr(segment, "INLINE_SEGMENT_BYTES", 0)
-    words = ["large0", "large1", "small"]
-    nodes = [Node(NodeKind.TERM, token(word), bytes(5000)) for word in words[:2]]
-    nodes.append(Node(NodeKind.TERM, token("small"), b"x"))
-    built = build_segment(SegmentContext(INDEX, 0, keys(1), 1, level, 0), Rows.blank(2), nodes)
+    built = two_large_and_a_small(level)
     changed = bytes((built.data[0] ^ 1,)) + built.data[1 : built.ref.buckets_at - 1]
     damage = changed + bytes((built.data[len(changed)] ^ 1,)) + built.data[len(changed) + 1 :]
     store, cache, stats = RecordingStore(), BlockCache(1 << 20), ReadStats()
     file = SegmentFile(store, cache, INDEX, 0, built.ref, keys)
-    large = [(NodeKind.TERM, token(word)) for word in words[:2]]
+    large = [(NodeKind.TERM, token(word)) for word in LARGE]
 
     async def cache_damage() -> None:
         """Find what is no large node, while these are damaged: nothing tells."""
